@@ -1,0 +1,1 @@
+"""Live migration under the eyes of its clients."""
