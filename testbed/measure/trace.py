@@ -57,7 +57,8 @@ class Trace:
         self.event("end", phase=phase)
 
     def flush(self) -> None:
-        """Send what has gathered. Blocks while the recorder's buffer is full; never call it in the blackout."""
+        """Send what has gathered. Blocks while the recorder's buffer is full; never call it in the
+        blackout."""
         if self._socket is None:
             return
         pending, self.pending = self.pending, []

@@ -1,0 +1,362 @@
+"""The source's side of a migration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from testbed.memory.digests import PageDigests
+from testbed.memory.pages import PageSet
+from testbed.memory.region import Region
+from testbed.memory.tracking import DirtyTracker
+from testbed.migration import wire
+from testbed.migration.channel import Channel
+from testbed.migration.errors import (
+    Cancelled,
+    CommitInDoubt,
+    MigrationError,
+    NotConverging,
+    NotVerified,
+    PeerLost,
+    PeerRefused,
+    ProtocolError,
+)
+from testbed.migration.phases import Phase, Progress
+from testbed.migration.strategy import Decision, Policy, RoundStatistics, Verdict, decide
+
+M = TypeVar("M", bound=wire.Message)
+
+
+class SourceVM(Protocol):
+    """What the engine asks of the host on which the guest runs. Until :meth:`delete` each step can be taken
+    back."""
+
+    ram: Region
+    tracker: DirtyTracker
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the target must know to provision the guest; JSON-able."""
+        ...
+
+    def foresee_devices(self) -> Mapping[str, Any]:
+        """What device state will come, as far as is known while the guest runs, so that the target can
+        prepare."""
+        ...
+
+    def hold_handshakes(self) -> None:
+        """From here on no new connection begins; those under way are complete when this returns."""
+        ...
+
+    def pause(self) -> None:
+        """Stop the guest at the end of a step and cut its ingress: frames for it are held from here on."""
+        ...
+
+    def devices(self) -> Iterator[wire.Device]:
+        """Freeze and hand out the device state, a part at a time, while earlier parts are already under
+        way."""
+        ...
+
+    def held_frames(self) -> list[bytes]:
+        """The frames held since the last call, in order."""
+        ...
+
+    def roll_back(self, returned: Sequence[bytes]) -> None:
+        """Undo whatever of the above was done: the guest runs on here, nothing is lost. `returned` are frames
+        for it that were held and are to be released here, in order. May be called after any step, also one that failed half-way."""
+        ...
+
+    def give_up_ownership(self) -> None:
+        """The target runs the guest: frames that still come here are to go there."""
+        ...
+
+    def delete(self) -> None:
+        """Remove this host's copy for good."""
+        ...
+
+
+class TraceLike(Protocol):
+    def event(self, event: str, *, t_ns: int | None = None, **fields: Any) -> int: ...
+    def phase(self, phase: str) -> AbstractContextManager[None]: ...
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one migration needs to know. `nonce` is 16 fresh random bytes, `secret` is the run's.
+
+    `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover.
+    """
+
+    secret: bytes
+    nonce: bytes
+    policy: Policy = field(default_factory=Policy)
+    precopy: bool = True
+    rate_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceOutcome:
+    """A migration that completed. `audited` says that the source's frozen RAM, digested once more as a
+    whole after the resume, is what was verified before the commit; where it is False a write went unseen."""
+
+    rounds: tuple[RoundStatistics, ...]
+    verdict: Verdict | None
+    final_pages: int
+    transferred_bytes: int
+    resumed_ns: int
+    late_frames: int
+    audited: bool
+
+
+class Source:
+    """Sends one guest away. :meth:`run` either returns its outcome, or raises with the guest running here as
+    if nothing had happened; :class:`CommitInDoubt` alone leaves it stopped here.
+
+    The decision that this type embodies: until Commit is sent, everything the source did is suspended, not
+    ended. The guest's process is stopped and kept, its sockets are frozen and kept open, its frames are held
+    and kept. So the one unwind site, :meth:`_unwind`, only has to let go.
+    """
+
+    def __init__(
+        self,
+        vm: SourceVM,
+        channel: Channel,
+        plan: Plan,
+        clock: Callable[[], int],
+        trace: TraceLike,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._vm = vm
+        self._channel = channel
+        self._plan = plan
+        self._clock = clock
+        self._trace = trace
+        self._cancelled = cancelled
+        self._progress = Progress()
+        self._digests = PageDigests(vm.ram.pages)
+        self._rounds: list[RoundStatistics] = []
+        self._verdict: Verdict | None = None
+        self._pending = PageSet.empty()
+        self._undigested = PageSet.empty()
+        self._final_pages = 0
+        self._sent_bytes = 0
+        self._frames: list[bytes] = []
+
+    def run(self) -> SourceOutcome:
+        """The whole migration, in order."""
+        try:
+            self._phase(Phase.SETUP, self._setup)
+            self._phase(Phase.PROVISION, self._provision)
+            self._phase(Phase.PRECOPY, self._precopy)
+            self._phase(Phase.PAUSE, self._pause)
+            root = self._phase(Phase.SWITCHOVER, self._switchover)
+            self._phase(Phase.VERIFY, lambda: self._verify(root))
+        except BaseException as error:
+            self._unwind(error)
+            raise
+        # The point of no return: whatever fails from here on, the guest is the target's.
+        self._phase(Phase.COMMIT, self._commit)
+        self._phase(Phase.ANNOUNCE, self._vm.give_up_ownership)
+        resumed_ns = self._phase(Phase.RESUME, self._resume)
+        late = self._forward_late_frames()
+        audited = self._phase(Phase.DELETE, self._delete)
+        return SourceOutcome(
+            tuple(self._rounds), self._verdict, self._final_pages, self._sent_bytes, resumed_ns, late, audited
+        )
+
+    R = TypeVar("R")
+
+    def _phase(self, phase: Phase, step: Callable[[], R]) -> R:
+        self._progress.enter(phase)
+        with self._trace.phase(phase.value):
+            return step()
+
+    def _setup(self) -> None:
+        nonce = self._plan.nonce
+        self._send(wire.Hello(wire.VERSION, nonce))
+        hello = self._receive(wire.Hello)
+        if hello.version != wire.VERSION:
+            raise ProtocolError(f"the target speaks version {hello.version}, this is {wire.VERSION}")
+        self._send(wire.Proof(wire.prove(self._plan.secret, "source", nonce, hello.nonce)))
+        wire.check_proof(self._receive(wire.Proof), self._plan.secret, "target", nonce, hello.nonce)
+
+    def _provision(self) -> None:
+        self._send(wire.Offer(self._vm.ram.size, self._vm.describe()))
+        self._receive(wire.Provisioned)
+
+    def _precopy(self) -> None:
+        """Rounds until the strategy says to switch; leaves in `_pending` what is still to be sent."""
+        ram, tracker = self._vm.ram, self._vm.tracker
+        tracker.start()
+        self._pending = ram.touched()
+        if self._plan.precopy:
+            self._channel.limit_rate(self._plan.rate_limit)
+            self._verdict = self._rounds_until_decided()
+            self._channel.limit_rate(None)
+        self._send(wire.Prepare(self._vm.foresee_devices()))
+        self._receive(wire.Prepared)
+
+    def _rounds_until_decided(self) -> Verdict:
+        while True:
+            if self._cancelled():
+                raise Cancelled("the migration was cancelled")
+            statistics = self._round(len(self._rounds) + 1)
+            self._rounds.append(statistics)
+            verdict = decide(self._rounds, self._plan.policy)
+            self._trace_round(statistics, verdict)
+            if verdict.decision is Decision.GIVE_UP:
+                raise NotConverging(verdict.reason)
+            if verdict.decision is Decision.SWITCH:
+                self._settle()
+                return verdict
+
+    def _settle(self) -> None:
+        """Digest all that was sent, as late as the running guest allows, then send what it wrote meanwhile.
+
+        The target digests what it receives when it receives it. So a page that was altered after it was sent
+        and that the tracker did not report has two different digests, and the verification fails; and the
+        blackout digests the last round only.
+        """
+        self._digest()
+        self._pending |= self._vm.tracker.collect()
+        self._rounds.append(self._round(len(self._rounds) + 1))
+        self._trace_round(self._rounds[-1])
+        self._digest()
+
+    def _digest(self) -> None:
+        self._digests.update(self._vm.ram, self._undigested)
+        self._undigested = PageSet.empty()
+
+    def _trace_round(self, statistics: RoundStatistics, verdict: Verdict | None = None) -> None:
+        fields: dict[str, Any] = asdict(statistics)
+        if verdict is not None:
+            fields |= {"decision": verdict.decision.value, "expected_ns": verdict.expected_ns}
+            fields |= {"reason": verdict.reason}
+        self._trace.event("round", **fields)
+        self._trace.flush()
+
+    def _round(self, number: int) -> RoundStatistics:
+        pages = self._pending
+        begin_ns = self._clock()
+        sent, zeros = self._send_pages(number, pages)
+        done = self._receive(wire.RoundDone)
+        if (done.number, done.pages) != (number, len(pages)):
+            raise ProtocolError(
+                f"the target took {done.pages} pages of round {done.number}, not {len(pages)} of {number}"
+            )
+        duration_ns = self._clock() - begin_ns
+        self._pending = self._vm.tracker.collect()
+        return RoundStatistics(number, len(pages), zeros, sent, duration_ns, len(self._pending))
+
+    def _send_pages(self, number: int, pages: PageSet) -> tuple[int, int]:
+        """Send one round; returns the bytes on the wire and how many pages went as zeros."""
+        ram = self._vm.ram
+        sent = self._channel.send(wire.RoundBegin(number, len(pages)))
+        zeros = ram.zero(pages)
+        for zero in wire.zero_messages(_runs(zeros)):
+            sent += self._channel.send(zero)
+        for message in wire.page_messages(_runs(pages - zeros)):
+            sent += self._channel.send_pages(message, ram)
+        sent += self._channel.send(wire.RoundEnd(number, len(pages)))
+        self._sent_bytes += sent
+        self._undigested |= pages
+        return sent, len(zeros)
+
+    def _pause(self) -> None:
+        if self._cancelled():
+            raise Cancelled("the migration was cancelled")
+        self._vm.hold_handshakes()
+        self._vm.pause()
+
+    def _switchover(self) -> bytes:
+        """Everything that is left crosses; returns the root digest of the source's RAM."""
+        self._send(wire.Paused())
+        self._pending |= self._vm.tracker.collect()
+        self._send_pages(len(self._rounds) + 1, self._pending)
+        self._final_pages = len(self._pending)
+        self._trace.event("mark", name="pages-sent", pages=self._final_pages)
+        devices = 0
+        for device in self._vm.devices():
+            self._send(device)
+            devices += 1
+        self._trace.event("mark", name="devices-sent", devices=devices)
+        self._digest()
+        root = self._digests.root()
+        self._frames = self._vm.held_frames()
+        self._send(*wire.frame_messages(self._frames), wire.StateEnd(devices, root))
+        self._trace.event("mark", name="state-sent")
+        return root
+
+    def _verify(self, root: bytes) -> None:
+        ready = self._receive(wire.Ready)
+        if ready.root != root:
+            raise NotVerified("the target's RAM is not the source's")
+
+    def _commit(self) -> None:
+        try:
+            self._send(wire.Commit())
+        except PeerLost as error:
+            raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
+        self._trace.event("mark", name="committed")
+
+    def _resume(self) -> int:
+        try:
+            return self._receive(wire.Resumed).t_ns
+        except (PeerLost, PeerRefused, ProtocolError) as error:
+            raise CommitInDoubt(f"no word from the target after the commit: {error}") from error
+
+    def _forward_late_frames(self) -> int:
+        late = self._vm.held_frames()
+        try:
+            self._send(*wire.frame_messages(late), wire.Finished())
+        except PeerLost as error:
+            self._trace.event("late-frames-lost", frames=len(late), reason=str(error))
+            return 0
+        return len(late)
+
+    def _delete(self) -> bool:
+        """Prove the copy once more, without haste, before the original goes."""
+        audit = PageDigests(self._vm.ram.pages)
+        audit.update(self._vm.ram, PageSet.all(self._vm.ram.pages))
+        audited = audit.root() == self._digests.root()
+        self._vm.tracker.stop()
+        self._vm.delete()
+        return audited
+
+    def _unwind(self, error: BaseException) -> None:
+        """The one place where failure is undone: tell the peer, take back the frames, let the guest run
+        on."""
+        returned: Sequence[bytes] = ()
+        try:
+            self._channel.limit_rate(None)
+            if not isinstance(error, PeerRefused):
+                self._send(wire.Abort(f"{type(error).__name__}: {error}"))
+            returned = self._receive(
+                wire.Returned, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned
+            ).frames
+        except (MigrationError, OSError) as lost:
+            self._trace.event("frames-not-returned", reason=str(lost))
+        finally:
+            self._vm.tracker.stop()
+            self._vm.roll_back([*self._frames, *returned])
+        self._trace.event("rolled-back", reason=str(error))
+        self._trace.flush()
+
+    def _send(self, *messages: wire.Message) -> None:
+        self._sent_bytes += self._channel.send(*messages)
+
+    def _receive(self, expected: type[M], *skipped: type[wire.Message]) -> M:
+        while True:
+            message = self._channel.receive()
+            if isinstance(message, expected):
+                return message
+            if isinstance(message, wire.Abort):
+                raise PeerRefused(message.reason)
+            if not isinstance(message, skipped):
+                raise ProtocolError(f"{type(message).__name__} where {expected.__name__} was due")
+
+
+def _runs(pages: PageSet) -> Iterator[wire.Run]:
+    return ((int(start), int(count)) for start, count in pages.runs)

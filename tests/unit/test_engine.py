@@ -1,0 +1,229 @@
+"""Source and target against each other over a channel in memory: whatever the guest writes, the two RAMs are
+equal at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed.memory.region import Region
+from testbed.migration import wire
+from testbed.migration.errors import Cancelled, CommitInDoubt, NotConverging, PeerLost, PeerRefused
+from testbed.migration.source import Plan
+from testbed.migration.strategy import Policy
+from tests.unit.fake_hosts import SECRET, FakeSource, FakeTarget, FakeTracker, Meeting, channel_pair, meet
+
+PAGES = 96
+REGISTERS = wire.Device("registers", 1, b"r")
+
+
+def guest(
+    pattern: Sequence[Sequence[int]] = (), blind: Sequence[int] = (), filled: int = PAGES // 2
+) -> FakeSource:
+    """A guest of PAGES pages, the first `filled` of them with data, the others zero or never touched."""
+    ram = Region.create(PAGES * wire.PAGE)
+    random = np.random.default_rng(7)
+    ram.array[:filled] = random.integers(0, 256, (filled, wire.PAGE), np.uint8)
+    ram.array[filled : filled + 4] = 0
+    return FakeSource(ram, FakeTracker(ram, pattern, blind), [REGISTERS])
+
+
+def same_ram(source: FakeSource, target: FakeTarget) -> bool:
+    assert target.ram is not None
+    return bool((source.ram.array == target.ram.array).all())
+
+
+def assert_rolled_back(source: FakeSource, target: FakeTarget, meeting: Meeting) -> None:
+    assert meeting.outcome is None
+    assert source.state == "running"
+    assert target.state in ("discarded", "empty")
+    assert not source.tracker.running
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pattern=st.lists(st.lists(st.integers(0, PAGES - 1), max_size=PAGES), max_size=8),
+    max_rounds=st.integers(1, 6),
+    precopy=st.booleans(),
+)
+def test_ram_is_equal_whatever_the_guest_writes(
+    pattern: list[list[int]], max_rounds: int, precopy: bool
+) -> None:
+    source, target = guest(pattern), FakeTarget()
+    meeting = meet(source, target, Plan(SECRET, b"n" * 16, Policy(0, max_rounds), precopy=precopy))
+    assert meeting.outcome is not None, (meeting.source_error, meeting.target_error)
+    assert meeting.outcome.audited
+    assert same_ram(source, target)
+    assert (source.state, target.state) == ("deleted", "running")
+    assert len(meeting.outcome.rounds) <= max_rounds + 1 if precopy else not meeting.outcome.rounds
+
+
+def test_the_steps_come_in_the_order_of_the_design() -> None:
+    source, target = guest([[1, 2], [1]]), FakeTarget()
+    meet(source, target)
+    assert source.calls == ["hold_handshakes", "pause", "devices", "held_frames", "held_frames"]
+    assert target.calls == ["provision", "prepare", "take_network", "load", "ready", "announce", "start"]
+
+
+def test_untouched_and_zero_pages_are_not_sent_as_data() -> None:
+    source, target = guest(filled=8), FakeTarget()
+    meeting = meet(source, target)
+    assert meeting.outcome is not None
+    first = meeting.outcome.rounds[0]
+    assert (first.pages, first.zero_pages) == (12, 4)
+    assert first.bytes == 8 * wire.PAGE
+
+
+def test_a_page_that_becomes_zero_is_zero_at_the_target() -> None:
+    source, target = guest(), FakeTarget()
+    collect = source.tracker.collect
+
+    def wipe_once():  # type: ignore[no-untyped-def]
+        source.ram.array[3] = 0
+        source.tracker._pattern = []
+        collect()
+        return type(collect()).from_indices([3])
+
+    source.tracker.collect = wipe_once  # type: ignore[method-assign]
+    assert meet(source, target).outcome is not None
+    assert same_ram(source, target)
+
+
+def test_frames_are_released_in_order_the_sources_first_and_late_ones_last() -> None:
+    source, target = guest(), FakeTarget(caught=[b"target"])
+    source.frames = [[b"source-1", b"source-2"], [b"late"]]
+    meeting = meet(source, target)
+    assert meeting.outcome is not None
+    assert target.released == [b"source-1", b"source-2", b"target", b"late"]
+    assert meeting.outcome.late_frames == 1
+
+
+def test_a_write_that_the_tracker_does_not_see_is_found_before_the_commit() -> None:
+    source, target = guest([[1]] * 3, blind=[20]), FakeTarget()
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert "RAM" in str(meeting.source_error)
+
+
+def test_a_write_unseen_after_the_last_digest_is_found_by_the_audit() -> None:
+    source, target = guest([[1, 2]]), FakeTarget()
+    pause = source.pause
+
+    def write_behind_the_trackers_back() -> None:
+        source.ram.array[20, 0] ^= 1
+        pause()
+
+    source.pause = write_behind_the_trackers_back  # type: ignore[method-assign]
+    meeting = meet(source, target)
+    assert meeting.outcome is not None
+    assert not meeting.outcome.audited
+
+
+@pytest.mark.parametrize("bit", [0, 7, 4095 * 8, 4096 * 8 * 17 + 5])
+def test_one_flipped_bit_in_page_data_is_found(bit: int) -> None:
+    source, target = guest(), FakeTarget(caught=[b"caught"])
+    channels = channel_pair()
+
+    def flip(data: bytes) -> bytes:
+        if data[3 - 1] != wire.Pages.kind or len(data) < 20 * wire.PAGE:
+            return data
+        start = len(data) - 48 * wire.PAGE + bit // 8
+        return data[:start] + bytes([data[start] ^ 1 << bit % 8]) + data[start + 1 :]
+
+    channels[0].tap = flip
+    meeting = meet(source, target, channels=channels)
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, PeerRefused)
+    assert "altered" in str(meeting.source_error)
+    assert source.released == [b"caught"]
+
+
+@pytest.mark.parametrize("step", ["hold_handshakes", "pause", "devices", "held_frames"])
+def test_a_failure_at_the_source_before_the_commit_lets_the_guest_run_on(step: str) -> None:
+    source, target = guest(), FakeTarget()
+    source.fail_at = step
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert step in str(meeting.source_error)
+    assert isinstance(meeting.target_error, PeerRefused)
+
+
+@pytest.mark.parametrize("step", ["provision", "prepare", "take_network", "load", "ready"])
+def test_a_failure_at_the_target_before_the_commit_lets_the_guest_run_on(step: str) -> None:
+    source, target = guest(), FakeTarget(caught=[b"caught"])
+    source.frames = [[b"held"]]
+    target.fail_at = step
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, PeerRefused)
+    assert step in str(meeting.source_error)
+    assert source.released[-1:] == [b"caught"]
+    assert source.released[:-1] == ([b"held"] if "held_frames" in source.calls else [])
+
+
+def test_a_device_that_nobody_takes_ends_the_migration() -> None:
+    source, target = guest(), FakeTarget()
+    source.device_list.append(wire.Device("flux-capacitor", 1, b""))
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert "flux-capacitor" in str(meeting.source_error)
+
+
+def test_a_peer_without_the_secret_is_refused_and_learns_nothing() -> None:
+    source, target = guest(), FakeTarget()
+    meeting = meet(source, target, target_secret=b"x" * 32)
+    assert_rolled_back(source, target, meeting)
+    assert "secret" in str(meeting.target_error)
+    assert target.calls == []
+
+
+def test_a_lost_connection_before_the_commit_rolls_back_and_after_it_leaves_the_source_stopped() -> None:
+    sent: list[int] = []
+
+    def count(data: bytes) -> bytes:
+        sent.append(data[2])
+        return data
+
+    channels = channel_pair()
+    channels[0].tap = count
+    meet(guest([[1, 2]]), FakeTarget(), channels=channels)
+    for position, kind in enumerate(sent):
+        source, target, channels = guest([[1, 2]]), FakeTarget(), channel_pair()
+        countdown = iter(range(position, -1, -1))
+        channels[0].tap = lambda data, left=countdown: data if next(left, 0) else None
+        meeting = meet(source, target, channels=channels)
+        if kind == wire.Commit.kind:
+            assert isinstance(meeting.source_error, CommitInDoubt)
+            assert source.state == "paused"
+        elif kind == wire.Finished.kind:
+            assert meeting.outcome is not None
+            assert target.state == "running"
+        else:
+            assert_rolled_back(source, target, meeting)
+            assert isinstance(meeting.source_error, PeerLost)
+
+
+def test_a_guest_that_does_not_converge_stays_when_the_policy_says_so() -> None:
+    hot = [list(range(40))] * 20
+    source, target = guest(hot), FakeTarget()
+    meeting = meet(source, target, Plan(SECRET, b"n" * 16, Policy(0, 3, "give-up")))
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, NotConverging)
+
+
+def test_cancelling_between_rounds_lets_the_guest_run_on() -> None:
+    source, target = guest([[1]] * 9), FakeTarget()
+    looks = iter([False, True])
+    meeting = meet(source, target, Plan(SECRET, b"n" * 16, Policy(0)), cancelled=lambda: next(looks))
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, Cancelled)
+
+
+def test_the_rate_limit_is_taken_off_before_the_switchover() -> None:
+    channels = channel_pair()
+    meet(guest(), FakeTarget(), Plan(SECRET, b"n" * 16, rate_limit=1000), channels)
+    assert channels[0].rate_limits == [1000, None]
