@@ -1,0 +1,161 @@
+"""The result of a run: the models behind ``result.json`` and its JSON Schema.
+
+Times are milliseconds, sizes bytes, rates Mbit/s. The top level describes the run as a whole. With several
+migrations the figures of one migration (`blackout_ms`, `rounds` and so on) are those of the one with the
+longest blackout, counts are sums, and `migrations` holds one entry for each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
+
+Outcome = Literal["completed", "rolled-back", "failed"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Round(_Model):
+    """One pre-copy round: pages sent (of them `zero_pages` as zeros), and pages that the guest dirtied
+    meanwhile."""
+
+    number: int
+    pages: int
+    zero_pages: int
+    bytes: int
+    duration_ms: float
+    rate_mbit: float
+    dirty_pages: int
+
+
+class Ram(_Model):
+    """`verified`: both copies were proved equal before the commit, and the source's copy once more before it
+    was deleted."""
+
+    bytes: int
+    transferred_bytes: int
+    final_pages: int
+    verified: bool
+
+
+class Gap(_Model):
+    """Longest waits in ms. p50 and p99 are over requests, max is the longest that any client waited."""
+
+    p50: float | None
+    p99: float | None
+    max: float | None
+
+
+class Network(_Model):
+    """What the network saw. `switch_relearned_ms` counts from the pause; None where the MAC address did not
+    move."""
+
+    announcements_sent: int
+    announcements_seen: int
+    frames_held: int
+    frames_released: int
+    frames_dropped: int
+    switch_relearned_ms: float | None
+
+
+class Migration(_Model):
+    """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
+    stopped."""
+
+    outcome: Outcome
+    reason: str | None
+    source: str
+    target: str
+    total_ms: float
+    blackout_ms: float | None
+    blackout_parts_ms: dict[str, float]
+    network_gap_ms: float | None
+    rounds: list[Round]
+    decision: str | None
+    ram: Ram
+    network: Network
+    gap_ms: Gap
+    phases_ms: dict[str, float]
+
+
+class Connection(_Model):
+    """One probe's connection (or, for churn, all of that client's), as its client saw it."""
+
+    client: str
+    probe: str
+    address: str
+    requests: int
+    longest_wait_ms: float | None
+    longest_wait_at_ms: float | None
+    baseline_wait_ms: float | None
+    retransmits: int
+    broken: str | None
+
+
+class Clients(_Model):
+    connections: int
+    requests: int
+    broken: int
+    resets: int
+    failed_connects: int
+    bytes_lost: int
+    bytes_duplicated: int
+    bytes_corrupted: int
+    retransmits: int
+    gap_ms: Gap
+    baseline_gap_ms: Gap
+    each: list[Connection]
+
+
+class Check(_Model):
+    """One thing that had to hold, and a sentence that says how it came out."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Guest(_Model):
+    program: str
+    steps: int
+    faults: list[str]
+    dirty_rate_pages_per_s: float | None
+
+
+class Result(_Model):
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    started_at: str
+    outcome: Outcome
+    mode: str
+    total_ms: float
+    blackout_ms: float | None
+    blackout_parts_ms: dict[str, float]
+    network_gap_ms: float | None
+    rounds: list[Round]
+    ram: Ram
+    clients: Clients
+    network: Network
+    guest: Guest
+    checks: list[Check]
+    migrations: list[Migration]
+    options: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``result.json``, as it ships in :data:`SCHEMA_FILE`."""
+    made = Result.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(schema(), indent=2) + "\n")
