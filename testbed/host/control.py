@@ -1,0 +1,108 @@
+"""How the orchestrator tells an agent what to do: one JSON object a line, over a Unix socket.
+
+A request has ``do`` and whatever that command needs. Its answers are ``{"ok": ...}`` or ``{"error": text,
+"kind": name}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is under
+way, ``cancel`` excepted.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+MAX_LINE = 1 << 20
+
+
+class ControlError(Exception):
+    """The other end broke the protocol, ended, or stayed silent past the deadline."""
+
+
+class CommandFailed(Exception):
+    """The agent could not do what it was told; `kind` names the exception's class over there."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Line:
+    """A JSON-lines connection. `fileno` makes it selectable: a whole line may then be waiting already, see
+    `pending`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+
+    @classmethod
+    def connect(cls, path: Path) -> Line:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(str(path))
+        return cls(connection)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def pending(self) -> bool:
+        return b"\n" in self._buffer
+
+    def send(self, message: dict[str, Any]) -> None:
+        try:
+            self._socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            raise ControlError(f"the agent's connection broke: {error.strerror}") from error
+
+    def receive(self, deadline_s: float) -> dict[str, Any]:
+        """The next message. Raises ControlError."""
+        end = time.monotonic() + deadline_s
+        while not self.pending:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                raise ControlError(f"no answer within {deadline_s:g} s")
+            self._fill()
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = bytearray(rest)
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise ControlError("a line that is not JSON") from error
+        if not isinstance(message, dict):
+            raise ControlError("a line that is not a JSON object")
+        return message
+
+    def poll(self) -> dict[str, Any] | None:
+        """The next message if one is there, without waiting."""
+        if not self.pending and select.select([self._socket], [], [], 0)[0]:
+            self._fill()
+        return self.receive(0) if self.pending else None
+
+    def _fill(self) -> None:
+        try:
+            data = self._socket.recv(1 << 16)
+        except OSError as error:
+            raise ControlError(f"the connection broke: {error.strerror}") from error
+        if not data:
+            raise ControlError("the other end closed the connection")
+        self._buffer += data
+        if len(self._buffer) > MAX_LINE:
+            raise ControlError("a line that is too long")
+
+    def ask(self, message: dict[str, Any], deadline_s: float) -> Any:
+        """Send a request and wait for its answer. Raises ControlError, or CommandFailed with the agent's
+        reason."""
+        self.send(message)
+        return self.answer(deadline_s)
+
+    def answer(self, deadline_s: float) -> Any:
+        """The final answer to the request under way, or the word that it has started."""
+        answer = self.receive(deadline_s)
+        if "error" in answer:
+            raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
+        return answer["ok"] if "ok" in answer else answer["started"]
+
+    def close(self) -> None:
+        self._socket.close()

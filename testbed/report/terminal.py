@@ -1,0 +1,160 @@
+"""The run on a terminal: plain lines as things happen, then a summary that is understood at a glance.
+
+Everything goes to the console that is given, which is standard error where standard output carries JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from testbed.measure.result import Connection, Result
+from testbed.scenario.units import format_ms, format_rate, format_size
+
+PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green", "bright_yellow")
+BAR_WIDTH = 56
+STORY = {
+    "provision": "provision    a guest is put in place at {target}, silent and not active",
+    "precopy": "pre-copy     RAM crosses while the guest runs",
+    "pause": "pause        the guest stops at {source}, frames for it are held",
+    "commit": "commit       verified: from here the guest is {target}'s",
+    "resume": "resume       held frames released, the guest runs at {target}",
+    "delete": "delete       the copy at {source} was audited and is gone",
+}
+
+
+class Progress:
+    """Prints what events tell, as they come. `quiet` prints nothing."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._names: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text, style="dim"))
+
+    def migration(self, source: str, target: str, number: int, of: int) -> None:
+        """A migration is about to begin."""
+        self._names = {"source": source, "target": target}
+        if not self._quiet:
+            count = f" ({number} of {of})" if of > 1 else ""
+            self._console.print(Text(f"migrating {source} → {target}{count}", style="bold"))
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Print `event` if it is one that a person follows."""
+        if self._quiet or not self._names:
+            return
+        if event["event"] == "round":
+            self._console.print(Text(f"  {round_line(event)}"))
+        elif event["event"] == "begin" and event.get("phase") in STORY and event["source"] ==
+        self._names["source"]:
+            self._console.print(Text("  " + STORY[event["phase"]].format(**self._names)))
+        elif event["event"] == "rolled-back":
+            self._console.print(Text(f"  rolled back   {event['reason']}", style="yellow"))
+
+
+def round_line(event: dict[str, Any]) -> str:
+    """One pre-copy round as a line."""
+    zero = f", {event['zero_pages']} of them zero" if event["zero_pages"] else ""
+    rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
+    return (
+        f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {format_size(event['bytes'])} in "
+        f"{format_ms(event['duration_ns'] / 1e6)} ({format_rate(rate)}); {event['dirty_pages']} dirtied
+        meanwhile"
+    )
+
+
+def show_summary(console: Console, result: Result, folder: str | None) -> None:
+    """The whole result, for a person."""
+    last = result.migrations[-1] if result.migrations else None
+    style = "bold green" if result.outcome == "completed" and all(c.passed for c in result.checks) else "bold red"
+    route = f"{last.source} → {last.target}" if last else ""
+    count = f" x {len(result.migrations)}" if len(result.migrations) > 1 else ""
+    console.print()
+    console.print(Text(f"{result.mode} migration {route}{count}: {result.outcome}", style=style))
+    if last and last.reason:
+        console.print(Text(f"  {last.reason}", style="yellow"))
+    if result.blackout_ms is not None:
+        _show_blackout(console, result)
+    _show_clients(console, result)
+    _show_counts(console, result)
+    for check in result.checks:
+        mark, colour = ("✓", "green") if check.passed else ("✗", "red")
+        console.print(Text(f"  {mark} ", style=colour).append(f"{check.name}: {check.detail}",
+        style="default"))
+    if folder:
+        console.print(Text(f"\n  {folder}/result.json", style="dim"))
+
+
+def _show_blackout(console: Console, result: Result) -> None:
+    assert result.blackout_ms is not None
+    worst = " (the longest)" if len(result.migrations) > 1 else ""
+    console.print(
+        Text(f"\n  {len(result.rounds)} rounds, then a blackout of ").append(
+            f"{format_ms(result.blackout_ms)}{worst}", style="bold"
+        )
+    )
+    bar, legend = Text("  "), Text("  ")
+    for (name, ms), style in zip(result.blackout_parts_ms.items(), PART_STYLES * 2, strict=False):
+        width = round(BAR_WIDTH * ms / result.blackout_ms) if result.blackout_ms else 0
+        bar.append("█" * width, style=style)
+        legend.append("■ ", style=style).append(f"{name} {ms:.2f}   ")
+    console.print(bar)
+    console.print(legend)
+
+
+def _show_clients(console: Console, result: Result) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("  client")
+    table.add_column("probe")
+    for name in ("connections", "requests", "longest wait", "normally", "retransmits", "broken"):
+        table.add_column(name, justify="right")
+    for (client, probe), rows in sorted(_by_probe(result.clients.each).items()):
+        table.add_row(
+            f"  {client}",
+            probe,
+            str(len(rows)),
+            str(sum(row.requests for row in rows)),
+            _longest([row.longest_wait_ms for row in rows]),
+            _longest([row.baseline_wait_ms for row in rows]),
+            str(sum(row.retransmits for row in rows)),
+            str(sum(row.broken is not None for row in rows)),
+        )
+    console.print()
+    console.print(table)
+
+
+def _show_counts(console: Console, result: Result) -> None:
+    clients, network, ram = result.clients, result.network, result.ram
+    gap = "" if result.network_gap_ms is None else f"silence on the wire {format_ms(result.network_gap_ms)}, "
+    relearned = network.switch_relearned_ms
+    learned = "" if relearned is None else f", the switch relearned {format_ms(relearned)} after the pause"
+    lines = (
+        f"connections broken: {clients.broken}, resets: {clients.resets}, failed connects:
+        {clients.failed_connects}, " f"bytes lost: {clients.bytes_lost}, duplicated:
+        {clients.bytes_duplicated}, corrupted: {clients.bytes_corrupted}", f"{gap}frames held
+        {network.frames_held}, released {network.frames_released}, dropped {network.frames_dropped}",
+        f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}", f"RAM
+        {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire in all",
+    )
+    console.print()
+    for line in lines:
+        console.print(Text(f"  {line}"))
+    console.print()
+
+
+def _by_probe(rows: list[Connection]) -> dict[tuple[str, str], list[Connection]]:
+    groups: dict[tuple[str, str], list[Connection]] = {}
+    for row in rows:
+        groups.setdefault((row.client, row.probe), []).append(row)
+    return groups
+
+
+def _longest(waits: list[float | None]) -> str:
+    known = [wait for wait in waits if wait is not None]
+    return format_ms(max(known)) if known else "-"
