@@ -64,7 +64,8 @@ class SourceVM(Protocol):
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
         """Undo whatever of the above was done: the guest runs on here, nothing is lost. `returned` are frames
-        for it that were held and are to be released here, in order. May be called after any step, also one that failed half-way."""
+        for it that were held and are to be released here, in order. May be called after any step, also one
+        that failed half-way."""
         ...
 
     def give_up_ownership(self) -> None:

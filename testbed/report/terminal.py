@@ -14,7 +14,7 @@ from rich.text import Text
 from testbed.measure.result import Connection, Result
 from testbed.scenario.units import format_ms, format_rate, format_size
 
-PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green", "bright_yellow")
+PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
 BAR_WIDTH = 56
 STORY = {
     "provision": "provision    a guest is put in place at {target}, silent and not active",
@@ -51,28 +51,29 @@ class Progress:
             return
         if event["event"] == "round":
             self._console.print(Text(f"  {round_line(event)}"))
-        elif event["event"] == "begin" and event.get("phase") in STORY and event["source"] ==
-        self._names["source"]:
+        elif event["event"] == "begin" and self._is_told(event):
             self._console.print(Text("  " + STORY[event["phase"]].format(**self._names)))
         elif event["event"] == "rolled-back":
             self._console.print(Text(f"  rolled back   {event['reason']}", style="yellow"))
+
+    def _is_told(self, event: dict[str, Any]) -> bool:
+        return event["phase"] in STORY and event["source"] == self._names["source"]
 
 
 def round_line(event: dict[str, Any]) -> str:
     """One pre-copy round as a line."""
     zero = f", {event['zero_pages']} of them zero" if event["zero_pages"] else ""
     rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
-    return (
-        f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {format_size(event['bytes'])} in "
-        f"{format_ms(event['duration_ns'] / 1e6)} ({format_rate(rate)}); {event['dirty_pages']} dirtied
-        meanwhile"
-    )
+    took = f"{format_size(event['bytes'])} in {format_ms(event['duration_ns'] / 1e6)}"
+    dirty = f"{event['dirty_pages']} dirtied meanwhile"
+    return f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {took} ({format_rate(rate)}); {dirty}"
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
     """The whole result, for a person."""
     last = result.migrations[-1] if result.migrations else None
-    style = "bold green" if result.outcome == "completed" and all(c.passed for c in result.checks) else "bold red"
+    held = result.outcome == "completed" and all(check.passed for check in result.checks)
+    style = "bold green" if held else "bold red"
     route = f"{last.source} → {last.target}" if last else ""
     count = f" x {len(result.migrations)}" if len(result.migrations) > 1 else ""
     console.print()
@@ -85,8 +86,9 @@ def show_summary(console: Console, result: Result, folder: str | None) -> None:
     _show_counts(console, result)
     for check in result.checks:
         mark, colour = ("✓", "green") if check.passed else ("✗", "red")
-        console.print(Text(f"  {mark} ", style=colour).append(f"{check.name}: {check.detail}",
-        style="default"))
+        console.print(
+            Text(f"  {mark} ", style=colour).append(f"{check.name}: {check.detail}", style="default")
+        )
     if folder:
         console.print(Text(f"\n  {folder}/result.json", style="dim"))
 
@@ -135,12 +137,13 @@ def _show_counts(console: Console, result: Result) -> None:
     relearned = network.switch_relearned_ms
     learned = "" if relearned is None else f", the switch relearned {format_ms(relearned)} after the pause"
     lines = (
-        f"connections broken: {clients.broken}, resets: {clients.resets}, failed connects:
-        {clients.failed_connects}, " f"bytes lost: {clients.bytes_lost}, duplicated:
-        {clients.bytes_duplicated}, corrupted: {clients.bytes_corrupted}", f"{gap}frames held
-        {network.frames_held}, released {network.frames_released}, dropped {network.frames_dropped}",
-        f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}", f"RAM
-        {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire in all",
+        f"connections broken: {clients.broken}, resets: {clients.resets}, "
+        f"failed connects: {clients.failed_connects}, bytes lost: {clients.bytes_lost}, "
+        f"duplicated: {clients.bytes_duplicated}, corrupted: {clients.bytes_corrupted}",
+        f"{gap}frames held {network.frames_held}, released {network.frames_released}, "
+        f"dropped {network.frames_dropped}",
+        f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
+        f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire in all",
     )
     console.print()
     for line in lines:
