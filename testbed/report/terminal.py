@@ -66,7 +66,8 @@ def round_line(event: dict[str, Any]) -> str:
     rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
     took = f"{format_size(event['bytes'])} in {format_ms(event['duration_ns'] / 1e6)}"
     dirty = f"{event['dirty_pages']} dirtied meanwhile"
-    return f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {took} ({format_rate(rate)}); {dirty}"
+    line = f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {took}"
+    return f"{line} ({format_rate(rate)}); {dirty}"
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
