@@ -1,0 +1,169 @@
+"""Wires on a host: the hold pair, and a guest's network interface that nobody can hear until it is plugged
+in."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+
+from netns.namespace import Namespace
+from testbed.kernel import netlink
+from testbed.kernel.netlink import RouteSocket
+
+HOLD_PORT = "hold0"
+HOLD_END = "hold1"
+GUEST_PORT = "vm0"
+GUEST_INTERFACE = "eth0"
+
+_IFA_F_NODAD = 0x02  # linux/if_addr.h
+_IFF_NOARP = 0x80  # linux/if.h
+_CARRIER_DEADLINE_S = 5.0
+_SYSCTL = Path("/proc/sys/net")
+_CONGESTION_CONTROL = "cubic"
+
+
+@dataclass(frozen=True)
+class GuestNic:
+    """What a guest's network interface is called to the outside: its MAC address (6 bytes) and its
+    addresses."""
+
+    mac: bytes
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface | None = None
+    mtu_bytes: int = 1500
+
+
+def wire_hold(host: Namespace, bridge: str) -> None:
+    """Make the hold pair of a host: `hold0`, a port of `bridge`, and `hold1`, its other end.
+
+    Neither end speaks: no IPv6, and no ARP at the outer end, which hears every broadcast on the bridge and
+    would answer questions about the host's own addresses a second time. OSError or pyroute2's NetlinkError
+    when it cannot be made; nothing is left then.
+    """
+    with host.entered(), IPRoute() as route:
+        bridge_index = _index(route, bridge)
+        route.link("add", ifname=HOLD_PORT, kind="veth", peer={"ifname": HOLD_END})
+        try:
+            for name in (HOLD_PORT, HOLD_END):
+                _set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+            route.link("set", index=_index(route, HOLD_PORT), master=bridge_index, state="up")
+            route.link("set", index=_index(route, HOLD_END), flags=_IFF_NOARP, change=_IFF_NOARP)
+            route.link("set", index=_index(route, HOLD_END), state="up")
+            with RouteSocket(_route_socket()) as ask, _route_socket() as watch:
+                netlink.wait_operational(watch, ask, HOLD_PORT, _CARRIER_DEADLINE_S)
+        except BaseException:
+            route.link("del", index=_index(route, HOLD_PORT))
+            raise
+
+
+class GuestWiring:
+    """A guest's network namespace on a host, wired to a port of the host's bridge that is disabled.
+
+    A bridge puts a port to forwarding when it is enslaved and again when its carrier comes, so there is an
+    instant before it can be disabled in which the guest's end could be heard. Therefore that end has nothing
+    to say then: IPv6 is off in it (the reports by which it joins its multicast groups, above all) until the
+    carrier has been noticed and the port is disabled. Afterwards the addresses are set, without duplicate
+    address detection.
+
+    A context manager; at its end the namespace is deleted and with it the wire.
+    """
+
+    def __init__(self, host: Namespace, bridge: str, guest_name: str, nic: GuestNic) -> None:
+        """Make the namespace `guest_name` and wire it: 30 to 60 ms. FileExistsError when the name is taken;
+        OSError or pyroute2's NetlinkError when the rest cannot be done; nothing is left then.
+        """
+        self.nic = nic
+        self.namespace = Namespace.create(guest_name)
+        try:
+            self._wire(host, bridge)
+        except BaseException:
+            self.namespace.delete()
+            raise
+
+    def _wire(self, host: Namespace, bridge: str) -> None:
+        with self.namespace.entered():
+            for name, value in (
+                ("disable_ipv6", 1),
+                ("addr_gen_mode", 1),
+                ("accept_ra", 0),
+                ("accept_dad", 0),
+            ):
+                _set_sysctl(f"ipv6/conf/default/{name}", str(value))
+            if _CONGESTION_CONTROL in _get_sysctl("ipv4/tcp_allowed_congestion_control").split():
+                _set_sysctl("ipv4/tcp_congestion_control", _CONGESTION_CONTROL)
+        with host.entered(), IPRoute() as outside:
+            bridge_index = _index(outside, bridge)
+            peer = {
+                "ifname": GUEST_INTERFACE,
+                "net_ns_fd": self.namespace.fd,
+                "address": self.nic.mac.hex(":"),
+                "mtu": self.nic.mtu_bytes,
+            }
+            outside.link("add", ifname=GUEST_PORT, kind="veth", mtu=self.nic.mtu_bytes, peer=peer)
+            _set_sysctl(f"ipv6/conf/{GUEST_PORT}/disable_ipv6", "1")
+            with self.namespace.entered(), IPRoute() as inside:
+                inside.link("set", index=_index(inside, GUEST_INTERFACE), state="up")
+                port = _index(outside, GUEST_PORT)
+                outside.link("set", index=port, state="up")
+                self._disable(host, outside, port, bridge_index)
+                self._address(inside)
+
+    def _disable(self, host: Namespace, outside: Any, port: int, bridge_index: int) -> None:
+        with host.entered(), RouteSocket(_route_socket()) as ask, _route_socket() as watch:
+            netlink.wait_operational(watch, ask, GUEST_PORT, _CARRIER_DEADLINE_S)
+            outside.link("set", index=port, master=bridge_index)
+            ask.request(netlink.prepare(netlink.port_state(port, netlink.BR_STATE_DISABLED)))
+
+    def _address(self, inside: Any) -> None:
+        index = _index(inside, GUEST_INTERFACE)
+        # Reports of the groups joined below: the second, which repeats the first, at once, so that both are
+        # spoken into the disabled port and none comes out when it is opened.
+        _set_sysctl(f"ipv6/conf/{GUEST_INTERFACE}/mldv2_unsolicited_report_interval", "1")
+        _set_sysctl(f"ipv6/conf/{GUEST_INTERFACE}/disable_ipv6", "0")
+        for address in (self.nic.ipv4, self.nic.ipv6):
+            if address is not None:
+                inside.addr(
+                    "add",
+                    index=index,
+                    address=str(address.ip),
+                    prefixlen=address.network.prefixlen,
+                    flags=_IFA_F_NODAD,
+                )
+
+    def close(self) -> None:
+        """Delete the namespace's name; the wire goes when nothing lives in the namespace any more.
+        Asynchronous."""
+        self.namespace.delete()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _index(route: Any, name: str) -> int:
+    found = route.link_lookup(ifname=name)
+    if not found:
+        raise OSError(19, "no such interface", name)
+    return int(found[0])
+
+
+def _route_socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
+
+
+def _get_sysctl(name: str) -> str:
+    return (_SYSCTL / name).read_text()
+
+
+def _set_sysctl(name: str, value: str) -> None:
+    (_SYSCTL / name).write_text(value)
