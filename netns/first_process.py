@@ -17,6 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from netns import forkserver, syscalls
@@ -51,7 +52,7 @@ class _Server:
         self._wakeup_write = wakeup_write
         for end in (self._wakeup, wakeup_write):
             end.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # a handler, so that the descriptor below is told
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # unhandled, it would wake nobody
         signal.set_wakeup_fd(wakeup_write.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._nothing)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -78,7 +79,7 @@ class _Server:
             except Exception as error:
                 self._broken_preload = f"cannot import {name!r}: {type(error).__name__}: {error}"
         gc.collect()
-        gc.freeze()  # the collector in a child must not touch, and thereby copy, every page that it shares with us
+        gc.freeze()  # a collection in a child would touch, and so copy, all the pages that it shares with us
 
     def _nothing(self) -> None:
         """Woken by SIGCHLD: `serve` reaps before it waits again."""
@@ -136,10 +137,8 @@ class _Server:
         try:
             self._owners[pid] = connection
             self._selector.modify(connection, selectors.EVENT_READ, lambda: self._abandoned(connection, pid))
-            try:
+            with suppress(ConnectionError):  # the owner has gone: the selector tells it next
                 socket.send_fds(connection, [json.dumps({"pid": pid}).encode()], [pidfd])
-            except ConnectionError:
-                pass  # the owner has gone meanwhile: the selector reports that next, and the process is killed
         finally:
             os.close(pidfd)
 
@@ -151,10 +150,8 @@ class _Server:
 
     def _forget(self, connection: socket.socket, last_word: dict[str, Any] | None) -> None:
         if last_word is not None:
-            try:
+            with suppress(ConnectionError, BlockingIOError):  # nobody listens any more
                 connection.send(json.dumps(last_word).encode())
-            except (ConnectionError, BlockingIOError):
-                pass  # nobody listens any more
         if connection in self._selector.get_map():
             self._selector.unregister(connection)
         connection.close()
@@ -163,10 +160,8 @@ class _Server:
 def _kill_group(pid: int) -> None:
     """SIGKILL for a child that is not reaped yet, and for its process group if it has come to have one."""
     os.kill(pid, signal.SIGKILL)
-    try:
+    with suppress(ProcessLookupError):  # killed between fork and setsid
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # killed between fork and setsid
 
 
 def _child(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -221,9 +216,9 @@ def reopen_standard_streams(log: int) -> None:
     os.close(null)
     os.dup2(log, 1)
     os.dup2(log, _STDERR)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123 - they stay open for ever
-    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = open(_STDERR, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - they stay open for ever
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(_STDERR, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def exit_status(error: SystemExit) -> int:

@@ -12,7 +12,7 @@ meant.
 
 The conversation on one connection (SOCK_SEQPACKET, one JSON object a message):
 
-    owner  -> server   {"entry", "argument", "name", "namespace": bool}   + [ready, stderr, (namespace), fds...]
+    owner  -> server   {"entry", "argument", "name", "namespace": bool} + [ready, stderr, (namespace), fds...]
     server -> owner    {"pid": 12} + [pidfd]        or {"error": "..."}
     server -> owner    {"exit": 0}                  (-n: ended by signal n)      then the server closes
 """
@@ -27,7 +27,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,7 +67,9 @@ class Process:
     by two threads at once. As a context manager it kills the process at the end of the block.
     """
 
-    def __init__(self, name: str, pid: int, pidfd: int, connection: socket.socket, ready: int, stderr: int) -> None:
+    def __init__(
+        self, name: str, pid: int, pidfd: int, connection: socket.socket, ready: int, stderr: int
+    ) -> None:
         self.name = name
         self.pid = pid
         self.pidfd = pidfd
@@ -83,14 +85,14 @@ class Process:
         if self._ready < 0:
             return
         if not _readable(self._ready, deadline_s):
-            raise NotReady(f"{self.name} (pid {self.pid}) was not ready within {deadline_s:g} s" + self._last_words())
+            raise NotReady(f"{self} was not ready within {deadline_s:g} s{self._last_words()}")
         if os.read(self._ready, 1):
             os.close(self._ready)
             self._ready = -1
             return
         status = self.wait(_LAST_WORDS_DEADLINE_S)
-        what = "closed its ready descriptor unused" if status is None else f"ended before it was ready: {_said(status)}"
-        raise ProcessDied(f"{self.name} (pid {self.pid}) {what}" + self._last_words())
+        what = f"ended before it was ready: {_said(status)}" if status is not None else "will never be ready"
+        raise ProcessDied(f"{self} {what}{self._last_words()}")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit status (-n: ended by signal n), or None if it still runs after `timeout_s` seconds (None:
@@ -101,7 +103,7 @@ class Process:
         if self._status is None and self._connection.fileno() >= 0 and _readable(self._connection, timeout_s):
             message = self._connection.recv(LARGEST_REQUEST_BYTES)
             if not message:
-                raise SpawnError(f"{self.name} (pid {self.pid}): the universe is ending")
+                raise SpawnError(f"{self}: the universe is ending")
             self._status = int(json.loads(message)["exit"])
         return self._status
 
@@ -139,14 +141,12 @@ class Process:
             finally:
                 self.close()
 
-    def __repr__(self) -> str:
-        return f"Process({self.name!r}, pid={self.pid})"
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it has ended: what was wanted has happened
             signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            pass  # it has ended and been reaped: what the caller wanted has happened already
 
     def _last_words(self) -> str:
         tail = self.stderr_tail().strip()

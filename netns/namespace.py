@@ -76,10 +76,10 @@ class Namespace:
             syscalls.setns(self.fd, syscalls.CLONE_NEWNET)
             yield
 
-    def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
+    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         """A socket that lives in the namespace, wherever the thread that uses it is."""
         with self.entered():
-            return socket.socket(family, type, proto)
+            return socket.socket(family, kind, proto)
 
     def close(self) -> None:
         """Give up the descriptor. The namespace lives on under its name. Closing twice is allowed."""

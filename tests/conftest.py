@@ -65,14 +65,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 def _reports_from_universe(item: pytest.Item, preload: tuple[str, ...]) -> list[pytest.TestReport]:
     began_s = time.time()
     with os.fdopen(os.memfd_create("reports"), "w+b") as told:
-        seconds_left, _ = signal.getitimer(signal.ITIMER_REAL)  # pytest-timeout's, which a fork does not inherit
+        seconds_left, _ = signal.getitimer(signal.ITIMER_REAL)  # pytest-timeout's; no fork inherits it
         if seconds_left:
             signal.setitimer(signal.ITIMER_REAL, seconds_left + _GRACE_S)
 
         def main() -> int:
             if seconds_left:
                 signal.setitimer(signal.ITIMER_REAL, seconds_left)
-            # The "next item" is the item's own parent: everything of the item itself is torn down, nothing wider.
+            # With its own parent as the "next item", all of the item is torn down, and nothing wider.
             for report in runtestprotocol(item, log=False, nextitem=item.parent):  # type: ignore[arg-type]
                 data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
                 told.write(json.dumps(data, default=str).encode() + b"\n")
@@ -84,7 +84,7 @@ def _reports_from_universe(item: pytest.Item, preload: tuple[str, ...]) -> list[
         except universe.UniverseUnavailable as error:
             return [_outcome_without_test(item, began_s, error)]
         except pytest.fail.Exception as error:
-            return [_failure(item, began_s, f"{error}\n(the test did not even end when its own time was over)")]
+            return [_failure(item, began_s, f"{error}\n(it did not even end when its own time was over)")]
         finally:
             if seconds_left:
                 signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds_left - (time.time() - began_s)))
@@ -93,7 +93,7 @@ def _reports_from_universe(item: pytest.Item, preload: tuple[str, ...]) -> list[
         told.seek(0)
         reports = [_report(item, line) for line in told]
     if status != 0 or not reports:
-        reports.append(_failure(item, began_s, f"the test's process ended with status {status} (128+n: signal n)"))
+        reports.append(_failure(item, began_s, f"the test's process ended: status {status} (128+n: signal)"))
     return reports
 
 
@@ -106,7 +106,9 @@ def _report(item: pytest.Item, line: bytes) -> pytest.TestReport:
     return report
 
 
-def _outcome_without_test(item: pytest.Item, began_s: float, error: universe.UniverseUnavailable) -> pytest.TestReport:
+def _outcome_without_test(
+    item: pytest.Item, began_s: float, error: universe.UniverseUnavailable
+) -> pytest.TestReport:
     if os.environ.get("TESTBED_REQUIRE") == "all":
         return _failure(item, began_s, f"{error}\nand TESTBED_REQUIRE=all demands it")
     path, line, _ = item.location
@@ -121,5 +123,7 @@ def _failure(item: pytest.Item, began_s: float, text: str) -> pytest.TestReport:
 def _made(item: pytest.Item, began_s: float, outcome: Any, longrepr: Any) -> pytest.TestReport:
     now_s = time.time()
     keywords = dict.fromkeys(item.keywords, 1)
-    return pytest.TestReport(item.nodeid, item.location, keywords, outcome, longrepr, when="call", start=began_s,
-                             stop=now_s, duration=now_s - began_s)
+    return pytest.TestReport(
+        item.nodeid, item.location, keywords, outcome, longrepr,
+        when="call", start=began_s, stop=now_s, duration=now_s - began_s,
+    )
