@@ -1,0 +1,442 @@
+"""The machine: the guest's one process, a loop that can stop between two steps and go on elsewhere.
+
+A step is one handler of the program, or one burst of the memory load: well under a millisecond each. After every step the
+machine looks at a byte that it shares with the agent, so a pause never waits for more than one step. What a paused
+machine remembers is in RAM, save for the *registers* (:meth:`Machine.registers`) that travel in the pause message, and
+the sockets. The messages are specified in :mod:`testbed.guest.control`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import mmap
+import os
+import resource
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from testbed.guest.control import SOCKETS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.guest.heap import HeapError
+from testbed.guest.load import Load, LoadSpec, fill
+from testbed.guest.memory import Memory
+from testbed.guest.program import GuestFault, Program, ProgramError, load_program
+from testbed.guest.service import COUNTERS, LINGER_NS, Service
+from testbed.memory.region import Region
+from testbed.memory.userfaultfd import open_for_tracking
+
+ACCEPTS_A_STEP = 8
+BACKLOG = 4096
+SWEEP_S = 1.0
+REGISTERS_VERSION = 1
+
+Listeners = dict[int, socket.socket]
+
+
+class State(Enum):
+    """What the machine is doing; which orders it obeys in which state is the table below."""
+
+    NEW = "new"
+    RUNNING = "running"
+    PAUSED = "paused"
+    ATTACHED = "attached"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+ORDERS: dict[str, tuple[State, ...]] = {
+    "start": (State.NEW,),
+    "pause": (State.RUNNING,),
+    "continue": (State.PAUSED,),
+    "attach": (State.NEW,),
+    "resume": (State.ATTACHED,),
+    "stats": tuple(State),
+    "stop": tuple(State),
+}
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """What a machine is given at start, the `argument` of :func:`main`. Both hosts give the same but for `host`."""
+
+    program: str
+    host: str = ""
+    addresses: tuple[str, ...] = ("0.0.0.0", "::")
+    fresh: bool = True
+    populate: bool = False
+    fill: float = 0.0
+    seed: int = 0
+    max_connections: int = 4096
+    linger_ns: int = LINGER_NS
+    import_path: tuple[str, ...] = ()
+    load: LoadSpec = field(default_factory=LoadSpec)
+
+    @classmethod
+    def from_json(cls, argument: dict[str, Any]) -> MachineSpec:
+        """From JSON of the same names (``load`` an object). Raises ValueError, with one line, for any other name or a bad value."""
+        known = {name for name in cls.__dataclass_fields__}
+        unknown = sorted(set(argument) - known)
+        if unknown or "program" not in argument:
+            raise ValueError(f"a machine is not described by {', '.join(unknown) or 'nothing'}; known: {sorted(known)}")
+        values = dict(argument)
+        for name in ("addresses", "import_path"):
+            if name in values:
+                values[name] = tuple(values[name])
+        try:
+            values["load"] = LoadSpec(**{"seed": int(values.get("seed", 0)), **values.get("load", {})})
+            spec = cls(**values)
+        except TypeError as error:
+            raise ValueError(f"a machine's load is described wrongly: {error}") from error
+        if not 0 <= spec.fill <= 1:
+            raise ValueError(f"a fill of {spec.fill} is not between 0 and 1")
+        if spec.max_connections < 1:
+            raise ValueError(f"{spec.max_connections} connections at most: one or more are needed")
+        return spec
+
+
+class Machine:
+    """Runs one guest for one agent. :meth:`run` returns when it is stopped or the agent has gone."""
+
+    def __init__(self, spec: MachineSpec, control: Control, region: Region, flag: memoryview) -> None:
+        """Load the program, map nothing new and serve nothing yet. Raises ProgramError."""
+        self.spec = spec
+        self.region = region
+        self.state = State.NEW
+        self.program_class = load_program(spec.program)
+        self._control = control
+        self._flag = flag
+        self._epoll = select.epoll()
+        self._epoll.register(control.fileno(), select.EPOLLIN)
+        self._listeners: Listeners = {}
+        self._service: Service | None = None
+        self._load: Load | None = None
+        self._attached: list[int] = []
+        self._registers: dict[str, Any] = {}
+        self._steps = 0
+        self._ran_ns = 0
+        self._running_since_ns = 0
+        self._next_sweep_s = 0.0
+
+    def run(self) -> int:
+        """Obey orders and run between them. Returns 0 when told to stop, 1 when the agent went without a word."""
+        try:
+            while self.state is not State.STOPPED:
+                if self.state is State.RUNNING:
+                    self._loop()
+                else:
+                    self._obey(wait=True)
+        except ControlClosed:
+            return 1
+        return 0
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        """Serve until the state is no longer RUNNING. The hot path: keep it short."""
+        service, load = self._running_parts()
+        poll, connections, queue, flag = self._epoll.poll, service.connections, service.queue, self._flag
+        ready, monotonic_ns = service.ready, time.monotonic_ns
+        loading = load.active
+        load_due_ns = 0
+        steps = 0
+        while self.state is State.RUNNING:
+            timeout_s = -1.0
+            if queue:
+                timeout_s = 0.0
+            elif loading:
+                timeout_s = max(0.0, load_due_ns - monotonic_ns()) / 1e9
+            elif service.lingering:
+                timeout_s = SWEEP_S
+            for fd, events in poll(timeout_s, 64):
+                connection = connections.get(fd)
+                if connection is not None:
+                    ready(connection, events)
+                    steps += 1
+                elif fd in self._listeners:
+                    self._accept(self._listeners[fd], ACCEPTS_A_STEP)
+                elif fd == self._control.fileno():
+                    self._steps += steps
+                    steps = 0
+                    self._obey(wait=False)
+                if flag[0]:
+                    break
+            if not flag[0]:
+                if queue:
+                    service.run_queued()
+                    steps += 1
+                if loading and not flag[0] and (now_ns := monotonic_ns()) >= load_due_ns:
+                    still_due = load.run(now_ns)
+                    steps += 1
+                    load_due_ns = now_ns if still_due else now_ns + load.wait_ns(now_ns)
+                if service.lingering:
+                    self._sweep(service)
+            else:
+                self._steps += steps
+                steps = 0
+                self._obey(wait=False)
+        self._steps += steps
+
+    def _running_parts(self) -> tuple[Service, Load]:
+        if self._service is None or self._load is None:
+            raise RuntimeError("the machine has not been started or attached")
+        return self._service, self._load
+
+    def _sweep(self, service: Service) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + SWEEP_S
+            service.sweep()
+
+    def _accept(self, listener: socket.socket, most: int) -> int:
+        """Accept up to `most` connections; returns how many there were."""
+        service, _ = self._running_parts()
+        for count in range(most):
+            try:
+                fd, _ = listener._accept()  # type: ignore[attr-defined] # what accept() wraps at twice the cost
+            except (BlockingIOError, ConnectionAbortedError):
+                return count
+            service.accept(_socket.socket(listener.family, listener.type, listener.proto, fd))
+        return most
+
+    # -- orders ------------------------------------------------------------------------------------------
+
+    def _obey(self, *, wait: bool) -> None:
+        """Carry out one order, if there is one. Whatever is wrong with it is answered; the machine is as before then."""
+        try:
+            received = self._control.receive(wait=wait)
+        except ControlError as error:
+            self._control.send({"error": str(error)})
+            return
+        if received is None:
+            return
+        message, fds = received
+        order = message.get("do")
+        allowed = ORDERS.get(order) if isinstance(order, str) else None
+        try:
+            if allowed is None:
+                raise ControlError(f"no order {order!r}: one of {', '.join(ORDERS)}")
+            if self.state not in allowed:
+                raise ControlError(f"cannot {order} while {self.state.value}")
+            answer = getattr(self, f"_order_{order}")(message, fds)
+        except (ControlError, GuestFault, HeapError, OSError, ValueError) as error:
+            for fd in fds:
+                if fd not in self._owned():
+                    os.close(fd)
+            answer = {"error": f"{order}: {error}"}
+        if answer is not None:
+            self._control.send(answer)
+
+    def _order_start(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        self.state = State.FAILED
+        memory = Memory(self.region.view)
+        fill(memory, self.spec.fill, self.spec.seed)
+        self._assemble(memory, fresh=True)
+        for address in self.spec.addresses:
+            self._listen(listening_socket(address, self.program_class))
+        return self._go()
+
+    def _order_pause(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._flag[0] = 0
+        self.state = State.PAUSED
+        paused_ns = time.monotonic_ns()
+        for listener in self._listeners.values():
+            while self._accept(listener, BACKLOG) == BACKLOG:
+                pass
+        self._ran_ns += paused_ns - self._running_since_ns
+        service, _ = self._running_parts()
+        sockets: list[list[int | str]] = [[i, fd, "listener"] for i, fd in enumerate(self._listeners)]
+        sockets += [[connection.slot, fd, "connection"] for fd, connection in service.connections.items()]
+        head: dict[str, Any] = {"paused": True, "t_ns": paused_ns, "registers": self.registers()}
+        for start in range(0, max(1, len(sockets)), SOCKETS_A_MESSAGE):
+            part = sockets[start : start + SOCKETS_A_MESSAGE]
+            self._control.send({**head, "sockets": part, "last": start + SOCKETS_A_MESSAGE >= len(sockets)})
+            head = {}
+
+    def _order_continue(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return self._go()
+
+    def _order_attach(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        """Failing leaves the machine FAILED: it can only be stopped, with every socket that it got."""
+        self.state = State.FAILED
+        if self._service is None:
+            self._restore_registers(message.get("registers"))
+            self._assemble(Memory(self.region.view), fresh=False)
+        service, _ = self._running_parts()
+        sockets = message.get("sockets", [])
+        if len(sockets) != len(fds):
+            raise ControlError(f"{len(sockets)} sockets were named and {len(fds)} descriptors came")
+        for (slot, kind), fd in zip(sockets, fds, strict=True):
+            if kind == "connection":
+                service.adopt(slot, _socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd))
+                self._attached.append(slot)
+            elif kind == "listener":
+                self._listen(socket.socket(fileno=fd))
+            else:
+                raise ControlError(f"no kind of socket {kind!r}")
+        for slot in message.get("gone", []):
+            service.lose(slot)
+        if not message.get("last", True):
+            self.state = State.NEW
+            return None
+        missing = set(service.table.slots()) - set(self._attached)
+        if missing:
+            raise ControlError(f"{len(missing)} connections of RAM came without a socket, the first in slot {min(missing)}")
+        self.state = State.ATTACHED
+        return {"attached": True}
+
+    def _order_resume(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return self._go()
+
+    def _order_stats(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return self.stats()
+
+    def _order_stop(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        self.state = State.STOPPED
+        return {"stopped": True}
+
+    # -- parts of orders ---------------------------------------------------------------------------------
+
+    def _assemble(self, memory: Memory, *, fresh: bool) -> None:
+        """Put program, connections and load on top of RAM. GuestFault when the program's boot or attach raises."""
+        program = self.program_class(memory)
+        program.host = self.spec.host
+        service = Service(
+            program, memory, self._epoll, time.monotonic_ns,
+            max_connections=self.spec.max_connections, linger_ns=self.spec.linger_ns,
+        )  # fmt: skip
+        load = Load(memory, self.spec.load)
+        handler = "boot"
+        try:
+            if fresh:
+                program.boot()
+            handler = "attach"
+            program.attach()
+        except Exception as error:
+            raise GuestFault(self.spec.program, handler, error) from error
+        service.faults.extend(self._registers.get("faults", []))
+        self._service, self._load = service, load
+
+    def _listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listeners[listener.fileno()] = listener
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+
+    def _go(self) -> dict[str, Any]:
+        self.state = State.RUNNING
+        self._running_since_ns = time.monotonic_ns()
+        if self._load is not None:
+            self._load.resume(self._running_since_ns)
+        return {"running": self._running_since_ns}
+
+    def _owned(self) -> set[int]:
+        connections = self._service.connections if self._service is not None else {}
+        return {*self._listeners, *connections}
+
+    def registers(self) -> dict[str, Any]:
+        """What the machine remembers outside RAM; JSON-able."""
+        service, _ = self._running_parts()
+        return {
+            "version": REGISTERS_VERSION,
+            "program": self.spec.program,
+            "steps": self._steps,
+            "ran_ns": self._ran_ns,
+            "faults": service.faults,
+        }
+
+    def _restore_registers(self, registers: Any) -> None:
+        if not isinstance(registers, dict) or registers.get("version") != REGISTERS_VERSION:
+            raise ControlError(f"registers of version {REGISTERS_VERSION} are needed, not {registers!r:.80}")
+        if registers.get("program") != self.spec.program:
+            raise ControlError(f"registers of {registers.get('program')!r} for a machine of {self.spec.program!r}")
+        self._registers = registers
+        self._steps, self._ran_ns = int(registers["steps"]), int(registers["ran_ns"])
+
+    def stats(self) -> dict[str, Any]:
+        """What is known of the guest now. `faults` counts them; `fault_lines` has the first of them."""
+        answer: dict[str, Any] = {"state": self.state.value, "host": self.spec.host, "steps": self._steps}
+        if self._service is None or self._load is None:
+            return answer
+        running = self.state is State.RUNNING
+        ran_ns = self._ran_ns + (time.monotonic_ns() - self._running_since_ns if running else 0)
+        heap = self._service.table.memory.heap
+        try:
+            program = self._service.program.stats()
+        except Exception as error:
+            program = {"error": str(GuestFault(self.spec.program, "stats", error))}
+        return {
+            **answer,
+            "connections": self._service.table.in_use,
+            **dict(zip(COUNTERS, self._service.counters.tolist(), strict=True)),
+            "fault_lines": self._service.faults,
+            "ran_ns": ran_ns,
+            "load": self._load.stats(ran_ns),
+            "heap": {"used_bytes": heap.used_bytes, "free_bytes": heap.free_bytes},
+            "program": program,
+        }
+
+
+def listening_socket(address: str, program: type[Program]) -> socket.socket:
+    """A listener for `program` on one address. OSError names the address; nothing is left then."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # What a listener is set to, its connections inherit.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if program.send_buffer_bytes:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, program.send_buffer_bytes)
+        listener.bind((address, program.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {address} port {program.port}: {error.strerror}") from error
+    return listener
+
+
+def main(argument: dict[str, Any], fds: Sequence[int]) -> int:
+    """The guest's process: `fds` are the control socket, the memfd of RAM and the memfd of the flag page; all are ours now.
+
+    Returns 0 when stopped, 1 when the agent is gone, 2 when there is nothing to run (which is told first).
+    """
+    control = Control(socket.socket(fileno=fds[0]))
+    try:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        spec = MachineSpec.from_json(argument)
+        sys.path[:0] = spec.import_path
+        region = Region.from_fd(fds[1])
+        flag = memoryview(mmap.mmap(fds[2], mmap.PAGESIZE))
+        machine = Machine(spec, control, region, flag)
+        if spec.populate:
+            region.populate()
+    except (ProgramError, ValueError, OSError) as error:
+        control.send({"error": str(error)})
+        return 2
+    ready: dict[str, Any] = {
+        "ready": True,
+        "pid": os.getpid(),
+        "address": region.address,
+        "ram_bytes": region.size,
+        "program": spec.program,
+        "port": machine.program_class.port,
+        "tracking_error": None,
+    }
+    tracking: list[int] = []
+    try:
+        tracking.append(open_for_tracking(region.address, region.size))
+    except OSError as error:
+        ready["tracking_error"] = str(error)
+    control.send(ready, tracking)
+    for fd in tracking:
+        os.close(fd)
+    gc.collect()
+    gc.freeze()  # what is imported is never garbage: later collections are short
+    return machine.run()

@@ -1,0 +1,375 @@
+"""The service: one program, its connections, and the rules by which each is called.
+
+No clock and no loop of its own: the machine tells it what is ready, a poller is told what to watch, and a rehearsal
+does both without a kernel. After every call each connection stands in one of four ways, all of them told by its
+record alone (:func:`interest`):
+
+    open       reads, unless replies are piling up; writes while something waits or the program streams
+    half-open  the peer has ended and the program has not closed: writes only
+    closing    the program has closed: what waits is sent, then our FIN; what still comes is dropped
+    last-ack   both have ended: kept until the peer has acknowledged our FIN
+
+A descriptor is kept to the very end of its TCP connection, because only what has a descriptor can be moved to another
+host: close() would leave the last acknowledgement to a kernel that the guest may be about to leave.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT
+from socket import MSG_DONTWAIT, SHUT_WR
+from typing import Any, Protocol
+
+from testbed.guest.connections import (
+    AGAIN,
+    BROKEN,
+    BULK_BYTES,
+    CLOSING,
+    FIN_SENT,
+    FLAGS,
+    IN_CAPACITY,
+    IN_END,
+    IN_START,
+    NEW,
+    OPEN,
+    OUT_END,
+    OUT_START,
+    OUTBOX_HIGH_BYTES,
+    PEER_ENDED,
+    STREAM,
+    Connection,
+    ConnectionTable,
+    Transport,
+)
+from testbed.guest.heap import OutOfMemory
+from testbed.guest.memory import Memory
+from testbed.guest.program import GuestFault, Program
+
+SOL_TCP, TCP_INFO, TCP_CLOSE = 6, 11, 7  # <linux/tcp.h>, <net/tcp_states.h>
+
+COUNTERS = ("accepted", "refused", "resets", "faults", "closed", "lingered")
+ACCEPTED, REFUSED, RESETS, FAULTS, CLOSED, LINGERED = range(len(COUNTERS))
+FAULTS_KEPT = 16
+LINGER_NS = 60_000_000_000
+"""How long a peer may take to end after the program has closed: as long as Linux keeps an orphan (tcp_fin_timeout)."""
+
+
+class Poller(Protocol):
+    """The part of select.epoll that the service uses."""
+
+    def register(self, fd: int, events: int) -> None: ...
+    def modify(self, fd: int, events: int) -> None: ...
+    def unregister(self, fd: int) -> None: ...
+
+
+class Lost:
+    """The socket of a connection that did not come along: it is told to the program as a reset."""
+
+    def fileno(self) -> int:
+        return -1
+
+    def send(self, data: Any, flags: int, /) -> int:
+        raise ConnectionResetError("the connection was lost in the move")
+
+    recv_into = send
+
+    def shutdown(self, how: int, /) -> None:
+        raise ConnectionResetError("the connection was lost in the move")
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        return bytes([TCP_CLOSE])
+
+    def close(self) -> None:
+        return
+
+
+def interest(flags: int, unsent: int) -> int:
+    """The events to watch for a connection with these flags and so many bytes in its outbox. Pure."""
+    if flags & CLOSING:
+        if not flags & FIN_SENT:
+            return EPOLLOUT
+        # A socket that has ended both ways is always "hung up": only a change of it is news.
+        return EPOLLIN | EPOLLET if flags & PEER_ENDED else EPOLLIN
+    events = 0 if flags & PEER_ENDED or unsent >= OUTBOX_HIGH_BYTES else EPOLLIN
+    return events | EPOLLOUT if unsent or flags & STREAM else events
+
+
+class Service:
+    """Serves `program` on connections in `memory`. `clock` gives nanoseconds, for the linger limit alone."""
+
+    def __init__(
+        self,
+        program: Program,
+        memory: Memory,
+        poller: Poller,
+        clock: Callable[[], int],
+        *,
+        max_connections: int = 4096,
+        linger_ns: int = LINGER_NS,
+    ) -> None:
+        self.program = program
+        self.table = ConnectionTable(memory, max_connections, program.connection_state_bytes)
+        self.counters = memory.words("machine.counters", len(COUNTERS))
+        self.connections: dict[int, Connection] = {}
+        """By descriptor."""
+        self.faults: list[str] = []
+        """The first faults, one line each; the counter counts them all."""
+        self.queue: deque[Connection] = deque()
+        """Those that are to be called although nothing has come."""
+        self._words = self.table.words
+        self._poller = poller
+        self._clock = clock
+        self._linger_ns = linger_ns
+        self._lingering: dict[Connection, int] = {}
+        self._scratch = memoryview(bytearray(BULK_BYTES))
+
+    # -- connections come and go -------------------------------------------------------------------------
+
+    def accept(self, socket: Transport) -> None:
+        """A new connection. Its connected() is called by :meth:`run_queued`, so that it may come after a migration.
+
+        With no slot or no memory left it is closed again and counted as refused.
+        """
+        try:
+            slot = self.table.take()
+        except OutOfMemory:
+            slot = None
+        if slot is None:
+            self.counters[REFUSED] += 1
+            socket.close()
+            return
+        self.counters[ACCEPTED] += 1
+        self.adopt(slot, socket)
+
+    def adopt(self, slot: int, socket: Transport) -> None:
+        """Bind `socket` to the connection that RAM holds in `slot`. ValueError when it holds none there."""
+        words, base = self._words, slot * 16
+        flags = words[base + FLAGS] if 0 <= slot < self.table.count else 0
+        if not flags:
+            raise ValueError(f"RAM has no connection in slot {slot}")
+        connection = Connection(self.table, slot, socket)
+        fd = socket.fileno()
+        self.connections[fd] = connection
+        connection.armed = interest(flags, words[base + OUT_END] - words[base + OUT_START])
+        self._poller.register(fd, connection.armed)
+        if flags & (NEW | AGAIN):
+            connection.queued = True
+            self.queue.append(connection)
+        if flags & CLOSING:
+            self._lingering[connection] = self._clock() + self._linger_ns
+
+    def lose(self, slot: int) -> None:
+        """The connection in `slot` did not come along: tell the program that it was reset."""
+        if not 0 <= slot < self.table.count or not self.table.flags(slot):
+            raise ValueError(f"RAM has no connection in slot {slot}")
+        self.counters[RESETS] += 1
+        connection = Connection(self.table, slot, Lost())
+        self._words[connection.base] |= BROKEN
+        self._drop(connection)
+
+    def sweep(self) -> None:
+        """Give up connections whose peer has not ended within the linger limit."""
+        now = self._clock()
+        for connection in [item for item, deadline in self._lingering.items() if deadline <= now]:
+            self.counters[LINGERED] += 1
+            self._drop(connection)
+
+    @property
+    def lingering(self) -> int:
+        """How many connections wait for their end."""
+        return len(self._lingering)
+
+    # -- what the machine calls --------------------------------------------------------------------------
+
+    def ready(self, connection: Connection, events: int) -> None:
+        """The poller says `events` of this connection. At most one handler of the program runs."""
+        if events == EPOLLIN:
+            self._readable(connection)
+            return
+        flags = self._words[connection.base]
+        if flags & FIN_SENT and flags & PEER_ENDED:
+            self._settle(connection)
+        elif events & EPOLLERR:
+            self._reset(connection)
+        elif events & EPOLLOUT and self._writable(connection):
+            return
+        elif events & (EPOLLIN | EPOLLHUP):
+            self._readable(connection)
+
+    def run_queued(self) -> None:
+        """Call the connection that has waited longest in :attr:`queue`."""
+        connection = self.queue.popleft()
+        connection.queued = False
+        if not connection.alive:
+            return
+        words, base = self._words, connection.base
+        flags = words[base]
+        if flags & NEW:
+            words[base] = flags & ~NEW
+            self._call(self.program.connected, connection)
+        elif flags & AGAIN:
+            words[base] = flags & ~AGAIN
+            self._call(self.program.received, connection)
+
+    # -- events ------------------------------------------------------------------------------------------
+
+    def _readable(self, connection: Connection) -> None:
+        words, base = self._words, connection.base
+        flags = words[base]
+        if flags != OPEN:
+            if flags & CLOSING:
+                self._discard(connection)
+                return
+            if flags & (NEW | AGAIN):
+                return  # the queue comes first: the peer's end must not overtake what it has sent
+        room = connection.room()
+        if not room:
+            if not self._make_room(connection):
+                return
+            room = connection.room()
+        try:
+            count = connection.receive_into(room, 0, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._reset(connection)
+            return
+        if not count:
+            words[base] |= PEER_ENDED
+            self._call(self.program.ended, connection)
+            return
+        words[base + IN_END] += count
+        try:
+            self.program.received(connection)
+        except Exception as error:
+            self._fault("received", error, connection)
+        if count == len(room) and words[base + IN_CAPACITY] < BULK_BYTES:  # larger reads will cost less
+            self._resize(connection, min(BULK_BYTES, words[base + IN_CAPACITY] * 2 + 16))
+        # The common case: nothing waits, nothing was asked for.
+        if words[base] != OPEN or words[base + OUT_END] or connection.armed != EPOLLIN:
+            self._settle(connection)
+        if words[base + IN_CAPACITY] > BULK_BYTES and connection.alive and not words[base + IN_END]:
+            self._resize(connection, BULK_BYTES)
+
+    def _writable(self, connection: Connection) -> bool:
+        """Send what waits. True when that called a handler."""
+        words, base = self._words, connection.base
+        was_congested = connection.congested
+        if words[base + OUT_END]:
+            connection.flush()
+        flags = words[base]
+        if not flags & (CLOSING | BROKEN):
+            if flags & STREAM and not words[base + OUT_END]:
+                self._call(self.program.writable, connection)
+                return True
+            if was_congested and not connection.congested and words[base + IN_END]:
+                self._call(self.program.received, connection)
+                return True
+        self._settle(connection)
+        return not connection.alive
+
+    def _discard(self, connection: Connection) -> None:
+        try:
+            count = connection.receive_into(self._scratch, 0, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._words[connection.base] |= BROKEN
+        else:
+            if count:
+                return
+            self._words[connection.base] |= PEER_ENDED
+        self._settle(connection)
+
+    def _reset(self, connection: Connection) -> None:
+        if not self._words[connection.base] & CLOSING:
+            self.counters[RESETS] += 1
+        self._words[connection.base] |= BROKEN
+        self._settle(connection)
+
+    def _make_room(self, connection: Connection) -> bool:
+        limit = self.program.inbox_limit_bytes
+        try:
+            if connection.make_room(limit):
+                return True
+            problem: Exception = ValueError(f"left {limit} bytes of input unconsumed, which is its inbox_limit_bytes")
+        except OutOfMemory as error:
+            problem = error
+        self._fault("received", problem, connection)
+        self._settle(connection)
+        return False
+
+    def _resize(self, connection: Connection, capacity: int) -> None:
+        """Give the inbox a better size, if there is memory: what it has will do otherwise."""
+        words, base = self._words, connection.base
+        if words[base + IN_END] - words[base + IN_START] <= capacity:
+            try:
+                connection.resize(capacity)
+            except OutOfMemory:
+                return
+
+    # -- the program, and what follows from what it did --------------------------------------------------
+
+    def _call(self, handler: Callable[[Connection], None], connection: Connection) -> None:
+        try:
+            handler(connection)
+        except Exception as error:
+            self._fault(handler.__name__, error, connection)
+        self._settle(connection)
+
+    def _fault(self, handler: str, error: Exception, connection: Connection) -> None:
+        """Count and keep what the program did, and close the connection that it did it on."""
+        self.counters[FAULTS] += 1
+        if len(self.faults) < FAULTS_KEPT:
+            self.faults.append(str(GuestFault(type(self.program).__name__, handler, error)))
+        self._words[connection.base] |= CLOSING
+
+    def _settle(self, connection: Connection) -> None:
+        """Bring the socket and the poller in line with the record."""
+        words, base = self._words, connection.base
+        flags = words[base]
+        if not connection.alive:
+            return
+        if flags & CLOSING and not flags & (FIN_SENT | BROKEN):
+            self._lingering.setdefault(connection, self._clock() + self._linger_ns)
+            if not words[base + OUT_END]:
+                try:
+                    connection.socket.shutdown(SHUT_WR)
+                except OSError:  # reset meanwhile
+                    flags |= BROKEN
+                flags |= FIN_SENT
+                words[base] = flags
+        if flags & BROKEN:
+            self._drop(connection)
+            return
+        if flags & FIN_SENT and flags & PEER_ENDED:
+            if connection.socket.getsockopt(SOL_TCP, TCP_INFO, 1)[0] == TCP_CLOSE:
+                self._drop(connection)
+                return
+        elif flags & (NEW | AGAIN) and not connection.queued and not flags & CLOSING:
+            connection.queued = True
+            self.queue.append(connection)
+        wanted = interest(flags, words[base + OUT_END] - words[base + OUT_START])
+        if wanted != connection.armed:
+            connection.armed = wanted
+            self._poller.modify(connection.socket.fileno(), wanted)
+
+    def _drop(self, connection: Connection) -> None:
+        """The end of a connection: the program is told, its slot and descriptor are given back."""
+        connection.alive = False
+        words, base = self._words, connection.base
+        was_announced = not words[base] & NEW
+        words[base] |= BROKEN | CLOSING  # nothing can be sent from closed()
+        if was_announced:
+            try:
+                self.program.closed(connection)
+            except Exception as error:
+                self._fault("closed", error, connection)
+        self._lingering.pop(connection, None)
+        fd = connection.socket.fileno()
+        if self.connections.pop(fd, None) is not None:
+            self._poller.unregister(fd)  # close() alone does not, where an agent holds a duplicate
+        connection.socket.close()
+        self.table.give_back(connection.slot)
+        self.counters[CLOSED] += 1
