@@ -1,0 +1,158 @@
+"""Freeze: read the whole state of a socket, and leave it so that it can go on here or vanish unheard.
+
+Cut the guest's ingress first. A frozen socket still acknowledges what reaches it, and what it acknowledges
+after it was read is lost to the target; :func:`unchanged` tells afterwards whether anything came.
+
+A frozen socket is in repair mode. :func:`unfreeze` takes it back as if nothing had happened (rollback);
+``close`` ends it without a word to the peer (after the commit).
+"""
+
+from __future__ import annotations
+
+import socket
+
+from testbed.kernel import tcp_repair as kernel
+from testbed.tcp.options import apply_reuse, read_congestion_control, read_options
+from testbed.tcp.state import (
+    CLOSE,
+    INET,
+    OUR_FIN_STATES,
+    STATES,
+    ConnectionState,
+    Endpoint,
+    ListenerState,
+    SocketOptions,
+    Window,
+)
+
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+class FreezeError(OSError):
+    """A socket whose state cannot be read, or not moved. It is out of repair mode again: it goes on here."""
+
+
+def freeze(sock: socket.socket) -> ConnectionState:
+    """The state of the TCP connection `sock`, which is left in repair mode.
+
+    FreezeError, with the socket as it was: state that cannot be moved (connecting, listening), no
+    CAP_NET_ADMIN.
+    """
+    options = read_options(sock)
+    before = kernel.tcp_info(sock)
+    if before.state not in STATES:
+        raise FreezeError(95, f"a socket in TCP state {before.state} cannot be moved")
+    if before.state == CLOSE:
+        return _freeze_closed(sock, options, before)
+    try:
+        kernel.repair_on(sock)
+        return _read(sock, options)
+    except OSError as error:
+        if kernel.in_repair(sock):
+            _leave(sock, options)
+        raise FreezeError(error.errno, f"cannot freeze {sock!r}: {error.strerror}") from error
+
+
+def unchanged(sock: socket.socket, state: ConnectionState) -> bool:
+    """Whether the peer was not heard since `state` was read: no segment came and the state is the same."""
+    now = kernel.tcp_info(sock)
+    return now.segs_in == state.segments_in and now.state == state.state
+
+
+def unfreeze(sock: socket.socket, state: ConnectionState) -> None:
+    """Let a frozen socket go on here as if nothing had happened. Its timers ran on; nothing extra is sent."""
+    if state.state != CLOSE:
+        _leave(sock, state.options)
+
+
+def freeze_listener(sock: socket.socket) -> ListenerState:
+    """The state of the listener `sock`, which goes on listening. FreezeError where it is no TCP listener."""
+    info = kernel.tcp_info(sock)
+    if info.state != kernel.TcpState.LISTEN:
+        raise FreezeError(22, f"{sock!r} does not listen")
+    get = sock.getsockopt
+    six = sock.family == socket.AF_INET6
+    # A listener tells its TCP_MAXSEG where one was set, else the protocol's smallest default.
+    maximum_segment = get(kernel.SOL_TCP, kernel.TCP_MAXSEG)
+    return ListenerState(
+        family=int(sock.family),
+        local=_endpoint(sock.family, sock.getsockname()),
+        backlog=info.sacked,
+        only_ipv6=six and bool(get(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)),
+        defer_accept_s=get(kernel.SOL_TCP, kernel.TCP_DEFER_ACCEPT),
+        fast_open=get(kernel.SOL_TCP, kernel.TCP_FASTOPEN),
+        maximum_segment=0 if maximum_segment == _DEFAULT_SEGMENT else maximum_segment,
+        options=read_options(sock),
+        congestion_control=read_congestion_control(sock),
+    )
+
+
+_DEFAULT_SEGMENT = 536
+"""TCP_MSS_DEFAULT, RFC 9293 section 3.7.1."""
+
+
+def _read(sock: socket.socket, options: SocketOptions) -> ConnectionState:
+    info = kernel.tcp_info(sock)
+    state, handshake, scales = info.state, info.options, info.scales
+    unread = kernel.inq(sock)
+    rcv_nxt = kernel.queue_end(sock, kernel.TCP_RECV_QUEUE)
+    unread_bytes = _peek(sock, unread) if unread else b""
+    write_seq = kernel.queue_end(sock, kernel.TCP_SEND_QUEUE)
+    sent = unsent = b""
+    fin_unsent = False
+    if info.unacked or info.notsent_bytes:
+        our_fin = state in OUR_FIN_STATES
+        queued = kernel.outq(sock)
+        not_sent = kernel.outq_not_sent(sock)
+        fin_unsent = our_fin and not_sent > 0
+        queued -= our_fin and queued > 0
+        not_sent -= fin_unsent
+        if queued:
+            both = _peek(sock, queued)
+            sent, unsent = both[: queued - not_sent], both[queued - not_sent :]
+    # Deselected, so that a plain write by mistake fails instead of landing in a queue.
+    kernel.select_queue(sock, kernel.TCP_NO_QUEUE)
+    family = sock.family
+    return ConnectionState(
+        int(family), state,
+        _endpoint(family, sock.getsockname()), _endpoint(family, sock.getpeername()),
+        rcv_nxt, write_seq, Window._make(kernel.window(sock)),
+        handshake, scales & 15, scales >> 4, kernel.maximum_segment(sock),
+        kernel.timestamp(sock) if handshake & kernel.TCPI_OPT_TIMESTAMPS else 0,
+        fin_unsent, info.segs_in,
+        options, read_congestion_control(sock), unread_bytes, sent, unsent,
+    )  # fmt: skip
+
+
+def _peek(sock: socket.socket, length: int) -> bytes:
+    # One byte more than there should be: a short buffer on the send queue is EFAULT, and more than was
+    # counted means that the queue is not what we think it is.
+    data = sock.recv(length + 1, _PEEK)
+    if len(data) != length:
+        raise OSError(5, f"the kernel counts {length} bytes in a queue and shows {len(data)}")
+    return data
+
+
+def _freeze_closed(sock: socket.socket, options: SocketOptions, info: kernel.TcpInfo) -> ConnectionState:
+    """A connection that is over has no peer any more; what is left of it is what the program has not read."""
+    # Only where there is something: a read of an empty queue would take away the error that the program has
+    # to see.
+    count = kernel.inq(sock)
+    unread = _peek(sock, count) if count else b""
+    nowhere = Endpoint(bytes(4 if sock.family == INET else 16), 0)
+    return ConnectionState(
+        int(sock.family), CLOSE, nowhere, nowhere, 0, 0, Window(0, 0, 0, 0, 0), 0, 0, 0, 0, 0,
+        False, info.segs_in, options, read_congestion_control(sock), unread, b"", b"",
+    )  # fmt: skip
+
+
+def _leave(sock: socket.socket, options: SocketOptions) -> None:
+    kernel.repair_off(sock, probe=False)
+    apply_reuse(sock, options)
+
+
+def _endpoint(family: int, name: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
+    if family == INET:
+        return Endpoint(socket.inet_pton(socket.AF_INET, name[0]), name[1])
+    host, port, flow, scope = name  # type: ignore[misc]
+    return Endpoint(socket.inet_pton(socket.AF_INET6, host.partition("%")[0]), port, flow, scope)

@@ -1,0 +1,82 @@
+"""The stage of the TCP tests: one client, and one guest address that stands at two places of a bridge.
+
+    client --- [bridge] --- source      source and target have the same addresses and the same MAC;
+                        \\-- target      at most one of their ports forwards
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pyroute2 import IPRoute
+
+from netns.namespace import Namespace
+from testbed.kernel import netlink
+
+MAC = "02:00:00:00:00:42"
+GUEST_4, CLIENT_4 = "10.7.0.10", "10.7.0.2"
+GUEST_6, CLIENT_6 = "fd07::10", "fd07::2"
+DISABLED, FORWARDING = 0, 3
+
+
+class Stage:
+    """The namespaces `client`, `source` and `target`, made in this universe's own namespace."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._route = stack.enter_context(IPRoute())
+        self._commands = stack.enter_context(netlink.RouteSocket(socket.socket(16, socket.SOCK_RAW, 0)))
+        self._route.link("add", ifname="br0", kind="bridge")
+        self._bridge = self._route.link_lookup(ifname="br0")[0]
+        self._route.link("set", index=self._bridge, state="up")
+        self.client = self._member("client", "02:00:00:00:00:02", CLIENT_4, CLIENT_6)
+        self.source = self._member("source", MAC, GUEST_4, GUEST_6)
+        self.target = self._member("target", MAC, GUEST_4, GUEST_6)
+        self.cut("target")
+
+    def _member(self, name: str, mac: str, four: str, six: str) -> Namespace:
+        namespace = Namespace.create(name)
+        with namespace.entered():
+            _write("net/ipv6/conf/default/accept_dad", "0")
+            _write("net/ipv6/conf/default/router_solicitations", "0")
+        peer = {"ifname": "eth0", "net_ns_fd": namespace.fd, "address": mac}
+        self._route.link("add", ifname=name, kind="veth", peer=peer)
+        index = self._route.link_lookup(ifname=name)[0]
+        with namespace.entered(), IPRoute() as inside:
+            eth0 = inside.link_lookup(ifname="eth0")[0]
+            inside.addr("add", index=eth0, address=four, prefixlen=24)
+            inside.addr("add", index=eth0, address=six, prefixlen=64, flags=0x02)  # IFA_F_NODAD
+            inside.link("set", index=eth0, state="up")
+        self._route.link("set", index=index, master=self._bridge, state="up")
+        return namespace
+
+    def cut(self, name: str) -> None:
+        """Nothing passes the port of `name` from here on, either way."""
+        self._port(name, DISABLED)
+
+    def plug(self, name: str) -> None:
+        """The port of `name` forwards."""
+        self._port(name, FORWARDING)
+
+    def _port(self, name: str, state: int) -> None:
+        index = self._route.link_lookup(ifname=name)[0]
+        self._commands.request(netlink.prepare(netlink.port_state(index, state)))
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """A stage; what it made ends with the universe."""
+    with ExitStack() as stack:
+        yield Stage(stack)
+
+
+def sysctl(namespace: Namespace, name: str, value: str) -> None:
+    """Write /proc/sys/`name` of `namespace`."""
+    with namespace.entered():
+        _write(name, value)
+
+
+def _write(name: str, value: str) -> None:
+    with open(f"/proc/sys/{name}", "w") as file:  # noqa: PTH123
+        file.write(value)
