@@ -1,0 +1,184 @@
+"""What a client is asked to do, checked: the argument of its process as frozen data."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from testbed.measure.pattern import PERIOD
+
+PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "http": 80, "ramp": 7001}
+
+_MOST_CONNECTIONS = 50_000
+_MOST_RATE = 1_000_000
+_MOST_BYTES = 1 << 20
+
+
+class SpecError(ValueError):
+    """The request for a client is wrong. The text is one line that names the field and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a probe connects to: an IPv4 or IPv6 address, and the port (the program's own unless given)."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class ClosedLoopSpec:
+    """Each of `connections` asks, waits for the reply, and asks again `interval_us` after it asked before, or
+    as soon as the reply is there if that is later. The connections take turns evenly within the interval."""
+
+    target: Target
+    program: str = "echo"
+    connections: int = 8
+    interval_us: int = 1000
+    size: int = 64
+    path: str = "/counter"
+    """Of http only."""
+
+
+@dataclass(frozen=True)
+class OpenLoopSpec:
+    """Each of `connections` sends `rate_per_s` numbered messages of `size` bytes a second to an echo program,
+    whatever comes back."""
+
+    target: Target
+    connections: int = 1
+    rate_per_s: float = 1000.0
+    size: int = 64
+
+
+@dataclass(frozen=True)
+class RampSpec:
+    """Byte-exact streams both ways at once, each at up to `rate_bytes_per_s`."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 4 << 20
+
+
+@dataclass(frozen=True)
+class ChurnSpec:
+    """`rate_per_s` times a second: open a connection, ask the echo program once, close."""
+
+    target: Target
+    rate_per_s: float = 200.0
+    size: int = 64
+
+
+ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec
+
+KINDS: dict[str, type[ClosedLoopSpec] | type[OpenLoopSpec] | type[RampSpec] | type[ChurnSpec]] = {
+    "closed-loop": ClosedLoopSpec,
+    "open-loop": OpenLoopSpec,
+    "ramp": RampSpec,
+    "churn": ChurnSpec,
+}
+_PROGRAMS = {
+    "closed-loop": ("echo", "kv", "http"),
+    "open-loop": ("echo",),
+    "ramp": ("ramp",),
+    "churn": ("echo",),
+}
+_BOUNDS = {
+    "connections": (1, _MOST_CONNECTIONS),
+    "interval_us": (1, 3_600_000_000),
+    "size": (1, _MOST_BYTES),
+    "rate_per_s": (0.001, _MOST_RATE),
+    "rate_bytes_per_s": (1000, 10 << 30),
+}
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    name: str
+    probes: tuple[ProbeSpec, ...]
+    trace: Path | None = None
+    """The recorder's socket; without one the client's events are not recorded."""
+    samples: Path | None = None
+    """Where to save every sample when the client stops (.npz); without one they are not saved."""
+
+
+def parse(argument: Mapping[str, Any]) -> ClientSpec:
+    """The client that `argument` describes (see the package's docstring). SpecError if it describes none."""
+    unknown = set(argument) - {field.name for field in fields(ClientSpec)}
+    if unknown:
+        raise SpecError(f"client: unknown field {sorted(unknown)[0]!r}")
+    name, probes = argument.get("name"), argument.get("probes")
+    if not isinstance(name, str) or not name:
+        raise SpecError("client: `name` must be a text that is not empty")
+    if not isinstance(probes, list) or not probes:
+        raise SpecError(f"client {name}: `probes` must be a list with at least one probe")
+    return ClientSpec(
+        name,
+        tuple(_probe(f"client {name}, probe {number}", probe) for number, probe in enumerate(probes)),
+        _path(argument.get("trace")),
+        _path(argument.get("samples")),
+    )
+
+
+def kind_of(spec: ProbeSpec) -> str:
+    return next(kind for kind, of_kind in KINDS.items() if isinstance(spec, of_kind))
+
+
+def _probe(where: str, probe: Any) -> ProbeSpec:
+    if not isinstance(probe, dict) or probe.get("kind") not in KINDS:
+        raise SpecError(f"{where}: `kind` must be one of {', '.join(KINDS)}")
+    given = dict(probe)
+    kind = given.pop("kind")
+    spec, programs = KINDS[kind], _PROGRAMS[kind]
+    program = given.pop("program", programs[0])
+    if program not in programs:
+        raise SpecError(f"{where}: `program` of a {kind} probe must be one of {', '.join(programs)}")
+    target = _target(where, given.pop("address", None), given.pop("port", PROGRAM_PORTS[program]))
+    wanted = {field.name: field for field in fields(spec) if field.name not in ("target", "program")}
+    for name, value in given.items():
+        if name not in wanted:
+            raise SpecError(f"{where}: a {kind} probe has no field {name!r}, only {', '.join(wanted)}")
+        _check_value(where, name, value, wanted[name].default)
+    if spec is ClosedLoopSpec:
+        given["program"] = program
+    if program == "echo" and given.get("size") == PERIOD:
+        raise SpecError(f"{where}: `size` must not be {PERIOD}, at which all messages are alike")
+    return spec(target=target, **given)
+
+
+def _target(where: str, address: Any, port: Any) -> Target:
+    try:
+        address = str(ipaddress.ip_address(address if isinstance(address, str) else ""))
+    except ValueError:
+        raise SpecError(f"{where}: `address` must be an IPv4 or IPv6 address, not {address!r}") from None
+    if not _is_number(port, int) or not 0 < port < 65536:
+        raise SpecError(f"{where}: `port` must be 1 to 65535, not {port!r}")
+    return Target(address, port)
+
+
+def _check_value(where: str, name: str, value: Any, default: Any) -> None:
+    assert default is not MISSING
+    if isinstance(default, str):
+        if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or " " in value:
+            raise SpecError(f"{where}: `{name}` must be a path that begins with /, not {value!r}")
+        return
+    least, most = _BOUNDS[name]
+    right = _is_number(value, int) or (isinstance(default, float) and _is_number(value, float))
+    if not right or not least <= value <= most:
+        raise SpecError(f"{where}: `{name}` must be a number from {least} to {most}, not {value!r}")
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _is_number(value: Any, of_type: type[_Number]) -> bool:
+    return isinstance(value, of_type) and not isinstance(value, bool)
+
+
+def _path(value: Any) -> Path | None:
+    if value is not None and not isinstance(value, str | Path):
+        raise SpecError(f"client: a path must be a text, not {value!r}")
+    return Path(value) if value else None
