@@ -54,8 +54,8 @@ class Transport(Protocol):
 class ConnectionTable:
     """The slots in RAM: `count` records, a stack of free slots, and `state_bytes` for the program in each.
 
-    RAM that has a table already keeps its count. Slots are given out lowest first after boot, so that few connections
-    touch few pages.
+    RAM that has a table already keeps its count. Slots are given out lowest first after boot, so that few
+    connections touch few pages.
     """
 
     def __init__(self, memory: Memory, count: int, state_bytes: int) -> None:
@@ -126,8 +126,10 @@ class Connection:
     """One TCP peer, as the program sees it. `inbox`, `consume`, `send`, `close` and `state` are most of
     it."""
 
-    __slots__ = ("_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "queued", "receive_into", "slot", "socket", "state",
-                 "transmit")  # fmt: skip
+    __slots__ = (
+        "_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "queued", "receive_into", "slot", "socket",
+        "state", "transmit",
+    )  # fmt: skip
 
     def __init__(self, table: ConnectionTable, slot: int, socket: Transport) -> None:
         self.slot = slot

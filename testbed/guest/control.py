@@ -1,33 +1,35 @@
 """What an agent and its guest say to each other: one JSON object a packet, descriptors beside it.
 
-The channel is a SOCK_SEQPACKET socket pair, so a message is whole or not there. Every order is answered by one
-message (a pause by as many as its sockets need, see below); ``{"error": "one line"}`` says that it was not carried
-out. Times are CLOCK_MONOTONIC nanoseconds. The guest's first message, unasked:
+The channel is a SOCK_SEQPACKET socket pair, so a message is whole or not there. Every order is answered by
+one message (a pause by as many as its sockets need, see below); ``{"error": "one line"}`` says that it was
+not carried out. Times are CLOCK_MONOTONIC nanoseconds. The guest's first message, unasked:
 
     {"ready": true, "pid", "address", "ram_bytes", "program", "port", "tracking_error": null | text} + [uffd]
-        RAM is mapped at `address`; the uffd is there when tracking_error is null. Or {"error"}, and it exits with 2.
+        RAM is mapped at `address`; the uffd is there when tracking_error is null.
+        Or {"error": text}, and the process ends with 2.
 
 Orders, the states in which each is obeyed, and the answers:
 
-    {"do": "start"}     new -> running        first boot: {"running": t_ns}
-    {"do": "pause"}     running -> paused     {"paused": true, "t_ns", "registers": {...}, "last": bool,
-                                               "sockets": [[slot, fd, "listener" | "connection"], ...]}
-                                              at most SOCKETS_A_MESSAGE of them; more follow in messages of
-                                              {"sockets", "last"}, the last of which has "last": true
-    {"do": "continue"}  paused -> running     {"running": t_ns}: a migration was rolled back
-    {"do": "attach", "registers": {...}, "sockets": [[slot, kind], ...], "gone": [slot, ...], "last": bool} + fds
-                        new -> attached       as many messages as needed, registers in the first, at most FDS_A_MESSAGE
-                                              descriptors each; the last is answered: {"attached": true}
-    {"do": "resume"}    attached -> running   {"running": t_ns}
-    {"do": "stats"}     any                   {"state", "steps", "connections", ...} (see Machine.stats)
-    {"do": "stop"}      any                   {"stopped": true}, and the process ends with 0
+    {"do": "start"}     new -> running         first boot: {"running": t_ns}
+    {"do": "pause"}     running -> paused      {"paused": true, "t_ns", "registers": {...}, "last": bool,
+                                                "sockets": [[slot, fd, "listener" | "connection"], ...]}
+                                               at most SOCKETS_A_MESSAGE of them; more follow in messages
+                                               {"sockets", "last"}, the last of which has "last": true
+    {"do": "continue"}  paused -> running      {"running": t_ns}: a migration was rolled back
+    {"do": "attach", "registers": {...}, "sockets": [[slot, kind], ...], "gone": [slot, ...], "last"} + fds
+                        new -> attached        as many messages as needed, registers in the first, at most
+                                               FDS_A_MESSAGE descriptors in each, the sockets' in their order;
+                                               only the last is answered: {"attached": true}
+    {"do": "resume"}    attached -> running    {"running": t_ns}
+    {"do": "stats"}     any                    {"state", "steps", "connections", ...}: see Machine.stats
+    {"do": "stop"}      any                    {"stopped": true}, and the process ends with 0
 
-`gone` names connections that could not be moved; their program sees a reset. A slot of RAM that is in neither list is
-an error, so that no connection is lost in silence.
+`gone` names connections that could not be moved; their program sees a reset. A slot of RAM that is in
+neither list is an error, so that no connection is lost in silence.
 
-A byte shared between the two (descriptor 2 of the guest, a page) tells the guest between two handlers that an order
-waits. The agent sets it to 1 *before* it sends the pause; the guest sets it back. Without it a pause still works, but
-waits for the whole batch of ready sockets.
+A byte shared between the two (descriptor 2 of the guest, a page) tells the guest between two handlers that
+an order waits. The agent sets it to 1 *before* it sends the pause; the guest sets it back. Without it a
+pause still works, but waits for the whole batch of ready sockets.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class Control:
         return self.socket.fileno()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send `message` and duplicates of `fds`. Raises ControlClosed, ControlError when it is too long; nothing is
-        sent then.
+        """Send `message` and duplicates of `fds`. Raises ControlClosed, ControlError when it is too long;
+        nothing is sent then.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MESSAGE_BYTES or len(fds) > FDS_A_MESSAGE:
@@ -74,9 +76,11 @@ class Control:
             raise ControlClosed("the other end of the control channel is closed") from error
 
     def receive(self, *, wait: bool = True) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors, which are the caller's from here on; None when there is none and `wait` is False.
+        """The next message and its descriptors, which are the caller's from here on; None when there is
+        none and `wait` is False.
 
-        Raises ControlClosed, and ControlError (descriptors that came with it are closed) when it is not a JSON object.
+        Raises ControlClosed, and ControlError (descriptors that came with it are closed) when it is not a
+        JSON object.
         """
         try:
             data, rights, flags, _ = self.socket.recvmsg(

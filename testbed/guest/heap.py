@@ -57,7 +57,7 @@ class Heap:
 
     def __init__(self, view: memoryview) -> None:
         if view.nbytes % 4096 or view.nbytes < 4 * 4096:
-            raise HeapError(f"guest RAM of {view.nbytes} bytes: whole pages of 4096 bytes, at least four, are needed")
+            raise HeapError(f"{view.nbytes} bytes of guest RAM: pages of 4096 bytes, at least four, are needed")
         self.view = view
         self._words = words = view.cast("B").cast("Q")
         if not any(words[: SUPERBLOCK_BYTES // 8]):
@@ -92,7 +92,7 @@ class Heap:
         words = self._words
         block = self._take(need if align == GRANULE else need + align + MIN_BLOCK)
         if not block:
-            raise OutOfMemory(f"no room for {size} bytes: {self.free_bytes} of {self.view.nbytes} bytes are free")
+            raise OutOfMemory(f"no room for {size} bytes: {self.free_bytes} of {self.view.nbytes} are free")
         whole = words[block] & ~_FLAGS
         if align != GRANULE:
             payload = (block + 1) * 8

@@ -1,7 +1,8 @@
 """The memory load: a guest that dirties pages at a set rate beside its program.
 
-Write number n goes to a page that is a pure function of n, the seed and the pattern, so the only state is n, in RAM:
-the load goes on after a migration where it was. A write is one word, n + 1, at a place of its own in the page.
+Write number n goes to a page that is a pure function of n, the seed and the pattern, so the only state is
+n, in RAM: the load goes on after a migration where it was. A write is one word, n + 1, at a place of its
+own in the page.
 
 - uniform: every page of the working set is as likely as any other.
 - hot-cold: nine writes of ten go to the first tenth of the pages, the others to the rest.
@@ -41,8 +42,9 @@ class LoadSpec:
     def __post_init__(self) -> None:
         if self.rate_pages_per_s < 0:
             raise ValueError(f"a dirty rate of {self.rate_pages_per_s} pages/s is negative")
-        if self.rate_pages_per_s and (self.working_set_bytes < PAGE_BYTES or self.working_set_bytes % PAGE_BYTES):
-            raise ValueError(f"a working set of {self.working_set_bytes} bytes is not whole pages, one or more")
+        size = self.working_set_bytes
+        if self.rate_pages_per_s and (size < PAGE_BYTES or size % PAGE_BYTES):
+            raise ValueError(f"a working set of {size} bytes is not whole pages, one or more")
         if self.pattern not in PATTERNS:
             raise ValueError(f"no load pattern {self.pattern!r}: one of {', '.join(PATTERNS)}")
 
@@ -72,7 +74,9 @@ def pages_of(spec: LoadSpec, first: int, count: int) -> Pages:
 
 
 class Load:
-    """Writes by `spec` into a working set of its own in `memory`. `run` is to be called about every millisecond."""
+    """Writes by `spec` into a working set of its own in `memory`. `run` is to be called about every
+    millisecond.
+    """
 
     def __init__(self, memory: Memory, spec: LoadSpec) -> None:
         self.spec = spec
@@ -80,7 +84,7 @@ class Load:
         self.active = size > 0
         self._position = memory.words("load.position", 2)  # writes done, writes given up
         if self.active:
-            # Not zeroed: what it holds is as good as anything, and touching it all would be a load of its own.
+            # Not zeroed: what it holds will do, and touching all of it would be a load of its own.
             working_set = memory.bytes("load.working-set", size, align=PAGE_BYTES, zero=False)
             self._pages = np.frombuffer(working_set, np.uint64).reshape(-1, PAGE_BYTES // 8)
         self._asked_ns = 0

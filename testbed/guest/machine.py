@@ -1,14 +1,14 @@
 """The machine: the guest's one process, a loop that can stop between two steps and go on elsewhere.
 
-A step is one handler of the program, or one burst of the memory load: well under a millisecond each. After every step the
-machine looks at a byte that it shares with the agent, so a pause never waits for more than one step. What a paused
-machine remembers is in RAM, save for the *registers* (:meth:`Machine.registers`) that travel in the pause message, and
-the sockets. The messages are specified in :mod:`testbed.guest.control`.
+A step is one handler of the program, or one burst of the memory load: well under a millisecond each. After
+every step the machine looks at a byte that it shares with the agent, so a pause never waits for more than
+one step. What a paused machine remembers is in RAM, save for the *registers* (:meth:`Machine.registers`)
+that travel in the pause message, and the sockets. The messages are specified in
+:mod:`testbed.guest.control`.
 """
 
 from __future__ import annotations
 
-import _socket
 import gc
 import mmap
 import os
@@ -18,21 +18,20 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from testbed.guest.control import SOCKETS_A_MESSAGE, Control, ControlClosed, ControlError
 from testbed.guest.heap import HeapError
-from testbed.guest.load import Load, LoadSpec, fill
+from testbed.guest.load import Load, fill
 from testbed.guest.memory import Memory
-from testbed.guest.program import GuestFault, Program, ProgramError, load_program
-from testbed.guest.service import COUNTERS, LINGER_NS, Service
+from testbed.guest.program import GuestFault, ProgramError, load_program
+from testbed.guest.service import COUNTERS, Service
+from testbed.guest.spec import BACKLOG, MachineSpec, listening_socket
 from testbed.memory.region import Region
 from testbed.memory.userfaultfd import open_for_tracking
 
 ACCEPTS_A_STEP = 8
-BACKLOG = 4096
 SWEEP_S = 1.0
 REGISTERS_VERSION = 1
 
@@ -61,45 +60,6 @@ ORDERS: dict[str, tuple[State, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class MachineSpec:
-    """What a machine is given at start, the `argument` of :func:`main`. Both hosts give the same but for `host`."""
-
-    program: str
-    host: str = ""
-    addresses: tuple[str, ...] = ("0.0.0.0", "::")
-    fresh: bool = True
-    populate: bool = False
-    fill: float = 0.0
-    seed: int = 0
-    max_connections: int = 4096
-    linger_ns: int = LINGER_NS
-    import_path: tuple[str, ...] = ()
-    load: LoadSpec = field(default_factory=LoadSpec)
-
-    @classmethod
-    def from_json(cls, argument: dict[str, Any]) -> MachineSpec:
-        """From JSON of the same names (``load`` an object). Raises ValueError, with one line, for any other name or a bad value."""
-        known = {name for name in cls.__dataclass_fields__}
-        unknown = sorted(set(argument) - known)
-        if unknown or "program" not in argument:
-            raise ValueError(f"a machine is not described by {', '.join(unknown) or 'nothing'}; known: {sorted(known)}")
-        values = dict(argument)
-        for name in ("addresses", "import_path"):
-            if name in values:
-                values[name] = tuple(values[name])
-        try:
-            values["load"] = LoadSpec(**{"seed": int(values.get("seed", 0)), **values.get("load", {})})
-            spec = cls(**values)
-        except TypeError as error:
-            raise ValueError(f"a machine's load is described wrongly: {error}") from error
-        if not 0 <= spec.fill <= 1:
-            raise ValueError(f"a fill of {spec.fill} is not between 0 and 1")
-        if spec.max_connections < 1:
-            raise ValueError(f"{spec.max_connections} connections at most: one or more are needed")
-        return spec
-
-
 class Machine:
     """Runs one guest for one agent. :meth:`run` returns when it is stopped or the agent has gone."""
 
@@ -124,7 +84,9 @@ class Machine:
         self._next_sweep_s = 0.0
 
     def run(self) -> int:
-        """Obey orders and run between them. Returns 0 when told to stop, 1 when the agent went without a word."""
+        """Obey orders and run between them. Returns 0 when told to stop, 1 when the agent went without a
+        word.
+        """
         try:
             while self.state is not State.STOPPED:
                 if self.state is State.RUNNING:
@@ -201,13 +163,15 @@ class Machine:
                 fd, _ = listener._accept()  # type: ignore[attr-defined] # what accept() wraps at twice the cost
             except (BlockingIOError, ConnectionAbortedError):
                 return count
-            service.accept(_socket.socket(listener.family, listener.type, listener.proto, fd))
+            service.accept(tcp_socket(fd))
         return most
 
     # -- orders ------------------------------------------------------------------------------------------
 
     def _obey(self, *, wait: bool) -> None:
-        """Carry out one order, if there is one. Whatever is wrong with it is answered; the machine is as before then."""
+        """Carry out one order, if there is one. Whatever is wrong with it is answered; the machine is as
+        before then.
+        """
         try:
             received = self._control.receive(wait=wait)
         except ControlError as error:
@@ -223,7 +187,10 @@ class Machine:
                 raise ControlError(f"no order {order!r}: one of {', '.join(ORDERS)}")
             if self.state not in allowed:
                 raise ControlError(f"cannot {order} while {self.state.value}")
-            answer = getattr(self, f"_order_{order}")(message, fds)
+            if order == "attach":
+                answer = self._order_attach(message, fds)
+            else:
+                answer = getattr(self, f"_order_{order}")()
         except (ControlError, GuestFault, HeapError, OSError, ValueError) as error:
             for fd in fds:
                 if fd not in self._owned():
@@ -232,7 +199,7 @@ class Machine:
         if answer is not None:
             self._control.send(answer)
 
-    def _order_start(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _order_start(self) -> dict[str, Any]:
         self.state = State.FAILED
         memory = Memory(self.region.view)
         fill(memory, self.spec.fill, self.spec.seed)
@@ -241,7 +208,7 @@ class Machine:
             self._listen(listening_socket(address, self.program_class))
         return self._go()
 
-    def _order_pause(self, message: dict[str, Any], fds: list[int]) -> None:
+    def _order_pause(self) -> None:
         self._flag[0] = 0
         self.state = State.PAUSED
         paused_ns = time.monotonic_ns()
@@ -258,7 +225,7 @@ class Machine:
             self._control.send({**head, "sockets": part, "last": start + SOCKETS_A_MESSAGE >= len(sockets)})
             head = {}
 
-    def _order_continue(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _order_continue(self) -> dict[str, Any]:
         return self._go()
 
     def _order_attach(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
@@ -273,7 +240,7 @@ class Machine:
             raise ControlError(f"{len(sockets)} sockets were named and {len(fds)} descriptors came")
         for (slot, kind), fd in zip(sockets, fds, strict=True):
             if kind == "connection":
-                service.adopt(slot, _socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd))
+                service.adopt(slot, tcp_socket(fd))
                 self._attached.append(slot)
             elif kind == "listener":
                 self._listen(socket.socket(fileno=fd))
@@ -286,24 +253,26 @@ class Machine:
             return None
         missing = set(service.table.slots()) - set(self._attached)
         if missing:
-            raise ControlError(f"{len(missing)} connections of RAM came without a socket, the first in slot {min(missing)}")
+            raise ControlError(f"{len(missing)} connections came without a socket, the first in slot {min(missing)}")
         self.state = State.ATTACHED
         return {"attached": True}
 
-    def _order_resume(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _order_resume(self) -> dict[str, Any]:
         return self._go()
 
-    def _order_stats(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _order_stats(self) -> dict[str, Any]:
         return self.stats()
 
-    def _order_stop(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _order_stop(self) -> dict[str, Any]:
         self.state = State.STOPPED
         return {"stopped": True}
 
     # -- parts of orders ---------------------------------------------------------------------------------
 
     def _assemble(self, memory: Memory, *, fresh: bool) -> None:
-        """Put program, connections and load on top of RAM. GuestFault when the program's boot or attach raises."""
+        """Put program, connections and load on top of RAM. GuestFault when the program's boot or attach
+        raises.
+        """
         program = self.program_class(memory)
         program.host = self.spec.host
         service = Service(
@@ -353,7 +322,7 @@ class Machine:
         if not isinstance(registers, dict) or registers.get("version") != REGISTERS_VERSION:
             raise ControlError(f"registers of version {REGISTERS_VERSION} are needed, not {registers!r:.80}")
         if registers.get("program") != self.spec.program:
-            raise ControlError(f"registers of {registers.get('program')!r} for a machine of {self.spec.program!r}")
+            raise ControlError(f"registers of {registers.get('program')!r}, not of {self.spec.program!r}")
         self._registers = registers
         self._steps, self._ran_ns = int(registers["steps"]), int(registers["ran_ns"])
 
@@ -381,28 +350,9 @@ class Machine:
         }
 
 
-def listening_socket(address: str, program: type[Program]) -> socket.socket:
-    """A listener for `program` on one address. OSError names the address; nothing is left then."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # What a listener is set to, its connections inherit.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if program.send_buffer_bytes:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, program.send_buffer_bytes)
-        listener.bind((address, program.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"cannot listen on {address} port {program.port}: {error.strerror}") from error
-    return listener
-
-
 def main(argument: dict[str, Any], fds: Sequence[int]) -> int:
-    """The guest's process: `fds` are the control socket, the memfd of RAM and the memfd of the flag page; all are ours now.
+    """The guest's process: `fds` are the control socket, the memfd of RAM and the memfd of the flag page;
+    all are ours now.
 
     Returns 0 when stopped, 1 when the agent is gone, 2 when there is nothing to run (which is told first).
     """

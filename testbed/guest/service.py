@@ -1,16 +1,17 @@
 """The service: one program, its connections, and the rules by which each is called.
 
-No clock and no loop of its own: the machine tells it what is ready, a poller is told what to watch, and a rehearsal
-does both without a kernel. After every call each connection stands in one of four ways, all of them told by its
-record alone (:func:`interest`):
+No clock and no loop of its own: the machine tells it what is ready, a poller is told what to watch, and a
+rehearsal does both without a kernel. After every call each connection stands in one of four ways, all of
+them told by its record alone (:func:`interest`):
 
     open       reads, unless replies are piling up; writes while something waits or the program streams
     half-open  the peer has ended and the program has not closed: writes only
     closing    the program has closed: what waits is sent, then our FIN; what still comes is dropped
     last-ack   both have ended: kept until the peer has acknowledged our FIN
 
-A descriptor is kept to the very end of its TCP connection, because only what has a descriptor can be moved to another
-host: close() would leave the last acknowledgement to a kernel that the guest may be about to leave.
+A descriptor is kept to the very end of its TCP connection, because only what has a descriptor can be moved
+to another host: close() would leave the last acknowledgement to a kernel that the guest may be about to
+leave.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ COUNTERS = ("accepted", "refused", "resets", "faults", "closed", "lingered")
 ACCEPTED, REFUSED, RESETS, FAULTS, CLOSED, LINGERED = range(len(COUNTERS))
 FAULTS_KEPT = 16
 LINGER_NS = 60_000_000_000
-"""How long a peer may take to end after the program has closed: as long as Linux keeps an orphan (tcp_fin_timeout)."""
+"""How long a peer may take to end after the program has closed: as long as Linux keeps an orphan
+(tcp_fin_timeout).
+"""
 
 
 class Poller(Protocol):
@@ -69,15 +72,16 @@ class Lost:
     def fileno(self) -> int:
         return -1
 
-    def send(self, data: Any, flags: int, /) -> int:
+    def send(self, _data: Any, _flags: int, /) -> int:
         raise ConnectionResetError("the connection was lost in the move")
 
-    recv_into = send
-
-    def shutdown(self, how: int, /) -> None:
+    def recv_into(self, _buffer: Any, _nbytes: int, _flags: int, /) -> int:
         raise ConnectionResetError("the connection was lost in the move")
 
-    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+    def shutdown(self, _how: int, /) -> None:
+        raise ConnectionResetError("the connection was lost in the move")
+
+    def getsockopt(self, _level: int, _option: int, _size: int, /) -> bytes:
         return bytes([TCP_CLOSE])
 
     def close(self) -> None:
@@ -127,7 +131,8 @@ class Service:
     # -- connections come and go -------------------------------------------------------------------------
 
     def accept(self, socket: Transport) -> None:
-        """A new connection. Its connected() is called by :meth:`run_queued`, so that it may come after a migration.
+        """A new connection. Its connected() is called by :meth:`run_queued`, so that it may come after a
+        migration.
 
         With no slot or no memory left it is closed again and counted as refused.
         """
@@ -293,7 +298,7 @@ class Service:
         try:
             if connection.make_room(limit):
                 return True
-            problem: Exception = ValueError(f"left {limit} bytes of input unconsumed, which is its inbox_limit_bytes")
+            problem: Exception = ValueError(f"{limit} bytes of input left unconsumed: its inbox_limit_bytes")
         except OutOfMemory as error:
             problem = error
         self._fault("received", problem, connection)
