@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from testbed.kernel import packet
-from testbed.kernel.packet import Instruction, Jump, Label, Line, Program, accept, assemble, load, reject
+from testbed.kernel.packet import Goto, Jump, Label, Line, Program, accept, assemble, load, reject
 
 # Offsets in an Ethernet frame (IEEE 802.3), and in what follows its 14 bytes: ARP (RFC 826), IPv4 (RFC 791),
 # IPv6 (RFC 8200), TCP (RFC 9293), neighbour solicitation (RFC 4861, 4.3).
 _ETHER_DESTINATION, _ETHER_SOURCE, _ETHER_TYPE = 0, 6, 12
-_ARP_TARGET_IP = 14 + 24
+_ARP_SENDER_IP, _ARP_TARGET_MAC, _ARP_TARGET_IP = 14 + 14, 14 + 18, 14 + 24
 _IPV4_FRAGMENT, _IPV4_PROTOCOL, _IPV4_DESTINATION = 14 + 6, 14 + 9, 14 + 16
 _IPV6_NEXT_HEADER, _IPV6_DESTINATION = 14 + 6, 14 + 24
 _ICMPV6_TYPE, _SOLICITED_TARGET = 14 + 40, 14 + 40 + 8
-_IPPROTO_TCP, _IPPROTO_ICMPV6, _NEIGHBOUR_SOLICITATION = 6, 58, 135
+_IPPROTO_TCP, _IPPROTO_ICMPV6 = 6, 58
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
 _TCP_FLAGS, _SYN, _ACK = 13, 0x02, 0x10
-_BPF_LD_B_IND, _BPF_LDX_B_MSH = 0x50, 0xB1
 _IPV4_HEADER = 14
 
 
@@ -61,7 +61,7 @@ def concerning(identity: Identity, *, longer_than: int = -1, at_most: int = 0xFF
         load(packet.BPF_LD_B_ABS, _ICMPV6_TYPE),
         Jump(packet.BPF_JEQ_K, _NEIGHBOUR_SOLICITATION, false="reject"),
         *_any_address(_SOLICITED_TARGET, [address.packed for address in identity.ipv6], "accept"),
-        Jump(packet.BPF_JEQ_K, 0, true="reject", false="reject"),
+        Goto("reject"),
         Label("arp"),
         *_any_address(_ARP_TARGET_IP, [address.packed for address in identity.ipv4], "accept"),
         Label("reject"),
@@ -89,21 +89,56 @@ def handshakes(identity: Identity) -> Program:
         load(packet.BPF_LD_H_ABS, _IPV4_FRAGMENT),
         Jump(packet.BPF_JSET_K, 0x1FFF, true="reject"),
         *_any_address(_IPV4_DESTINATION, [address.packed for address in identity.ipv4], "ipv4 flags"),
-        Jump(packet.BPF_JEQ_K, 0, true="reject", false="reject"),
+        Goto("reject"),
         Label("ipv4 flags"),
-        load(_BPF_LDX_B_MSH, _IPV4_HEADER),
-        load(_BPF_LD_B_IND, _IPV4_HEADER + _TCP_FLAGS),
+        load(packet.BPF_LDX_B_MSH, _IPV4_HEADER),
+        load(packet.BPF_LD_B_IND, _IPV4_HEADER + _TCP_FLAGS),
         Jump(packet.BPF_JSET_K, _ACK, true="reject"),
         Jump(packet.BPF_JSET_K, _SYN, true="accept", false="reject"),
         Label("ipv6"),
         load(packet.BPF_LD_B_ABS, _IPV6_NEXT_HEADER),
         Jump(packet.BPF_JEQ_K, _IPPROTO_TCP, false="reject"),
         *_any_address(_IPV6_DESTINATION, [address.packed for address in identity.ipv6], "ipv6 flags"),
-        Jump(packet.BPF_JEQ_K, 0, true="reject", false="reject"),
+        Goto("reject"),
         Label("ipv6 flags"),
         load(packet.BPF_LD_B_ABS, 14 + 40 + _TCP_FLAGS),
         Jump(packet.BPF_JSET_K, _ACK, true="reject"),
         Jump(packet.BPF_JSET_K, _SYN, true="accept"),
+        Label("reject"),
+        reject(),
+        Label("accept"),
+        accept(),
+    ]
+    return assemble(lines)
+
+
+def claims(identity: Identity) -> Program:
+    """Accept every frame in which somebody says where one of the VM's addresses, or the VM, is.
+
+    That is: an ARP message whose sender's address is the VM's and its target's too; a reverse ARP message
+    about one of its MAC addresses; a neighbour advertisement for its IPv6 address to all nodes.
+    """
+    lines: list[Line] = [
+        load(packet.BPF_LD_H_ABS, _ETHER_TYPE),
+        Jump(packet.BPF_JEQ_K, packet.ETH_P_ARP, true="arp"),
+        Jump(packet.BPF_JEQ_K, packet.ETH_P_RARP, true="rarp"),
+        Jump(packet.BPF_JEQ_K, packet.ETH_P_IPV6, false="reject"),
+        load(packet.BPF_LD_B_ABS, _ETHER_DESTINATION),
+        Jump(packet.BPF_JSET_K, 1, false="reject"),
+        load(packet.BPF_LD_B_ABS, _IPV6_NEXT_HEADER),
+        Jump(packet.BPF_JEQ_K, _IPPROTO_ICMPV6, false="reject"),
+        load(packet.BPF_LD_B_ABS, _ICMPV6_TYPE),
+        Jump(packet.BPF_JEQ_K, _NEIGHBOUR_ADVERTISEMENT, false="reject"),
+        *_any_address(_SOLICITED_TARGET, [address.packed for address in identity.ipv6], "accept"),
+        Goto("reject"),
+        Label("rarp"),
+        *_any_mac(_ARP_TARGET_MAC, identity.macs, "accept"),
+        Goto("reject"),
+        Label("arp"),
+        *_any_address(_ARP_SENDER_IP, [address.packed for address in identity.ipv4], "arp target"),
+        Goto("reject"),
+        Label("arp target"),
+        *_any_address(_ARP_TARGET_IP, [address.packed for address in identity.ipv4], "accept"),
         Label("reject"),
         reject(),
         Label("accept"),
@@ -135,6 +170,3 @@ def _any_address(offset: int, addresses: Sequence[bytes], target: str) -> Iterat
                 false=other,
             )
         yield Label(other)
-
-
-__all__ = ["Identity", "Instruction", "concerning", "handshakes"]

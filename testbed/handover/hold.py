@@ -16,6 +16,7 @@ from testbed.kernel.packet import Captured, Program, ReceiveRing
 
 SMALL_SLOT_BYTES = 2048
 SMALL_SLOTS = 8192
+SYN_SLOTS = 512
 LARGE_SLOT_BYTES = 68 << 10
 LARGE_SLOTS = 240
 _SLOT_OVERHEAD_BYTES = 96
@@ -109,9 +110,7 @@ class SynHold:
 
     def __init__(self, host: Namespace, port: str, identity: Identity) -> None:
         """Open on `port`, the host's end of the guest's veth. 25 ms: RCU."""
-        self._lane = _Lane(
-            host, port, handshakes(identity), SMALL_SLOT_BYTES, packet.ReceiveRing.BLOCK_BYTES // 2048
-        )
+        self._lane = _Lane(host, port, handshakes(identity), SMALL_SLOT_BYTES, SYN_SLOTS)
 
     def start(self) -> None:
         """Forget the handshakes so far, which the guest has taken itself."""

@@ -40,8 +40,7 @@ class Neighbour:
 
 
 class NeighbourTable:
-    """The neighbour table of one interface in a guest's namespace, over a socket opened before it is needed.
-    """
+    """The neighbour table of one interface in a guest's namespace, over a socket opened in advance."""
 
     def __init__(self, guest: Namespace, interface: str) -> None:
         """OSError (ENODEV) when there is no such interface."""
@@ -55,8 +54,7 @@ class NeighbourTable:
             raise
 
     def read(self) -> list[Neighbour]:
-        """What is known now. Entries that are being resolved, or failed, are left out: the guest asks again.
-        """
+        """What is known now. Entries being resolved, or failed, are left out: the guest asks again."""
         return [
             Neighbour(
                 IPv4Address(entry.destination)

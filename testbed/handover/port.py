@@ -73,6 +73,7 @@ class GuestPort:
             netlink.port_state(guest, netlink.BR_STATE_DISABLED),
             netlink.forwarding_entry(mac, away, sticky=False),
         )
+        self._open = netlink.prepare(netlink.port_state(guest, netlink.BR_STATE_FORWARDING))
         self._disable = netlink.prepare(netlink.port_state(guest, netlink.BR_STATE_DISABLED))
 
     def _port(self, name: str, bridge: str, bridge_index: int) -> int:
@@ -80,6 +81,15 @@ class GuestPort:
         if link.master != bridge_index:
             raise OSError(22, f"not a port of bridge {bridge}", name)
         return link.index
+
+    def open(self) -> None:
+        """The guest may send from now on, and hears broadcasts; the frames for it go where they went.
+
+        Between this and `plug` held frames are released: what the guest answers must get out. A broadcast of
+        that time reaches both the guest and the hold; a question asked twice does no harm, one lost costs a
+        second.
+        """
+        self._route.request(self._open)
 
     def plug(self) -> None:
         """The guest gets every frame for it from now on and may send. About 20 us.

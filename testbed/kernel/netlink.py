@@ -36,6 +36,8 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 # linux/rtnetlink.h
+RTMGRP_LINK = 0x1
+RTMGRP_NEIGH = 0x4
 RTM_NEWLINK = 16
 RTM_GETLINK = 18
 RTM_SETLINK = 19
@@ -51,7 +53,6 @@ IFLA_MASTER = 10
 IFLA_PROTINFO = 12
 IFLA_OPERSTATE = 16
 IF_OPER_UP = 6
-RTMGRP_LINK = 1
 IFLA_BRPORT_STATE = 1
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
@@ -222,10 +223,14 @@ class RouteSocket:
             raise refusal
         return _link(answer[_NLMSGHDR.size :])
 
+    def links(self) -> list[Link]:
+        """Every interface of the namespace."""
+        dump = self._dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0), "read the interfaces")
+        return [_link(body) for body in dump]
+
     def ports(self, bridge: int) -> list[Link]:
         """The interfaces that are ports of the bridge with index `bridge`."""
-        links = map(_link, self._dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0), "read the interfaces"))
-        return [link for link in links if link.master == bridge]
+        return [link for link in self.links() if link.master == bridge]
 
     def neighbours(self, index: int) -> list[NeighbourEntry]:
         """The IPv4 and IPv6 neighbour table of interface `index`, in the kernel's order."""
@@ -237,8 +242,7 @@ class RouteSocket:
         ]
 
     def forwarding(self) -> list[NeighbourEntry]:
-        """The forwarding entries of every bridge in the namespace; `index` is the port, `destination` empty.
-        """
+        """The entries of every bridge in the namespace; `index` is the port, `destination` empty."""
         return self._neighbour_dump(AF_BRIDGE)
 
     def _neighbour_dump(self, family: int) -> list[NeighbourEntry]:
@@ -285,6 +289,24 @@ def wait_operational(watch: socket.socket, ask: RouteSocket, name: str, deadline
             if kind == RTM_NEWLINK and (news := _link(body)).index == link.index:
                 link = news
     return link
+
+
+def watch(route: socket.socket, groups: int) -> socket.socket:
+    """Have `route`, an unbound routing socket, hear of what changes in `groups` (RTMGRP_*); it never waits."""
+    route.bind((0, groups))
+    route.setblocking(False)
+    return route
+
+
+def heard_neighbours(watching: socket.socket) -> list[NeighbourEntry]:
+    """The neighbour and forwarding entries made or changed, as told to a `watch`. Never waits."""
+    entries: list[NeighbourEntry] = []
+    while True:
+        try:
+            heard = watching.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return entries
+        entries += [_neighbour(body) for kind, body in _messages(heard) if kind == RTM_NEWNEIGH]
 
 
 def _link(body: bytes) -> Link:

@@ -52,7 +52,10 @@ BPF_LD_W_ABS = 0x20
 BPF_LD_H_ABS = 0x28
 BPF_LD_B_ABS = 0x30
 BPF_LD_W_LEN = 0x80
+BPF_LD_B_IND = 0x50
+BPF_LDX_B_MSH = 0xB1
 BPF_AND_K = 0x54
+BPF_JA = 0x05
 BPF_JEQ_K = 0x15
 BPF_JGT_K = 0x25
 BPF_JSET_K = 0x45
@@ -169,6 +172,18 @@ class ReceiveRing:
             _STATUS.pack_into(ring, slot, TP_STATUS_KERNEL)
             self._next = (self._next + 1) % len(offsets)
 
+    def times(self) -> list[int]:
+        """The times alone (CLOCK_REALTIME, ns) of everything that has arrived, cut short or not, oldest first."""
+        times: list[int] = []
+        while True:
+            slot = self._offsets[self._next]
+            status, _, _, _, _, seconds, nanoseconds = _TPACKET2_HDR.unpack_from(self._map, slot)
+            if not status & TP_STATUS_USER:
+                return times
+            times.append(seconds * 1_000_000_000 + nanoseconds)
+            _STATUS.pack_into(self._map, slot, TP_STATUS_KERNEL)
+            self._next = (self._next + 1) % len(self._offsets)
+
     def close(self) -> None:
         """Unmap. The kernel frees the ring when the socket is closed as well."""
         self._map.close()
@@ -189,13 +204,20 @@ class Jump:
 
 
 @dataclass(frozen=True)
+class Goto:
+    """On to `label`, in any case."""
+
+    label: str
+
+
+@dataclass(frozen=True)
 class Label:
     """A name for the instruction that follows."""
 
     name: str
 
 
-Line = Instruction | Jump | Label
+Line = Instruction | Jump | Goto | Label
 
 
 def load(code: int, k: int = 0) -> Instruction:
@@ -215,7 +237,7 @@ def assemble(lines: Iterable[Line]) -> Program:
     away."""
     lines = list(lines)
     positions: dict[str, int] = {}
-    code: list[Instruction | Jump] = []
+    code: list[Instruction | Jump | Goto] = []
     for line in lines:
         if isinstance(line, Label):
             positions[line.name] = len(code)
@@ -224,37 +246,51 @@ def assemble(lines: Iterable[Line]) -> Program:
     return tuple(_resolve(line, number, positions) for number, line in enumerate(code))
 
 
-def _resolve(line: Instruction | Jump, number: int, positions: dict[str, int]) -> Instruction:
+def _resolve(line: Instruction | Jump | Goto, number: int, positions: dict[str, int]) -> Instruction:
     if isinstance(line, Instruction):
         return line
-    skips: list[int] = []
-    for label in (line.true, line.false):
-        if label is not None and label not in positions:
-            raise ValueError(f"no label {label!r} to jump to")
-        skip = 0 if label is None else positions[label] - number - 1
-        if not 0 <= skip <= 255:
-            raise ValueError(f"label {label!r} is {skip} instructions away: 0 to 255 can be jumped")
-        skips.append(skip)
-    return Instruction(line.code, skips[0], skips[1], line.k)
+    if isinstance(line, Goto):
+        return Instruction(BPF_JA, 0, 0, _skip(line.label, number, positions))
+    jt, jf = (0 if label is None else _skip(label, number, positions) for label in (line.true, line.false))
+    if max(jt, jf) > 255:
+        raise ValueError(f"label {line.true if jt > 255 else line.false!r} is over 255 instructions away")
+    return Instruction(line.code, jt, jf, line.k)
+
+
+def _skip(label: str, number: int, positions: dict[str, int]) -> int:
+    if label not in positions:
+        raise ValueError(f"no label {label!r} to jump to")
+    if positions[label] <= number:
+        raise ValueError(f"label {label!r} stands before the jump to it: there are no loops in BPF")
+    return positions[label] - number - 1
 
 
 def matches(program: Sequence[Instruction], frame: bytes, packet_type: int = 0) -> bool:
-    """Run `program` on `frame` as the kernel would: a reference for tests and for explaining a filter."""
-    accumulator, at = 0, 0
-    widths = {BPF_LD_W_ABS: 4, BPF_LD_H_ABS: 2, BPF_LD_B_ABS: 1}
+    """Run `program` on `frame` as the kernel would, which hands it over with `packet_type`.
+
+    A reference for tests and for explaining a filter. ValueError for an instruction not in the table above.
+    """
+    accumulator, index, at = 0, 0, 0
+    widths = {BPF_LD_W_ABS: 4, BPF_LD_H_ABS: 2, BPF_LD_B_ABS: 1, BPF_LD_B_IND: 1}
     while True:
         one = program[at]
         at += 1
         if one.code == BPF_RET_K:
             return one.k != 0
-        if one.code in widths:
-            if one.k == SKF_AD_OFF + SKF_AD_PKTTYPE:
-                accumulator = packet_type
-                continue
-            end = one.k + widths[one.code]
+        if one.k == SKF_AD_OFF + SKF_AD_PKTTYPE:
+            accumulator = packet_type
+        elif one.code in widths:
+            start = one.k + (index if one.code == BPF_LD_B_IND else 0)
+            end = start + widths[one.code]
             if end > len(frame):
                 return False
-            accumulator = int.from_bytes(frame[one.k : end], "big")
+            accumulator = int.from_bytes(frame[start:end], "big")
+        elif one.code == BPF_LDX_B_MSH:
+            if one.k >= len(frame):
+                return False
+            index = (frame[one.k] & 0xF) * 4
+        elif one.code == BPF_JA:
+            at += one.k
         elif one.code == BPF_LD_W_LEN:
             accumulator = len(frame)
         elif one.code == BPF_AND_K:

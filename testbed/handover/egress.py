@@ -1,0 +1,56 @@
+"""When the guest was last heard on one host, and first on the other: the silence on the wire."""
+
+from __future__ import annotations
+
+import socket
+
+from netns.namespace import Namespace
+from testbed.kernel import packet
+from testbed.kernel.packet import Jump, ReceiveRing, accept, assemble, load, reject
+
+_SLOT_BYTES = 256
+
+
+class EgressWatch:
+    """Times of the frames that the guest sends, seen on the host's end of its wire.
+
+    The kernel stamps each frame as it arrives; the ring keeps the first 4096 of a watch, so start it shortly
+    before the pause.
+    """
+
+    def __init__(self, host: Namespace, port: str) -> None:
+        """Open on `port`, not watching. 25 ms: RCU. OSError names what."""
+        self._packet = host.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            self._packet.setsockopt(packet.SOL_PACKET, packet.PACKET_VNET_HDR, 1)
+            packet.attach_filter(self._packet, assemble([reject()]))
+            self._ring = ReceiveRing(self._packet, _SLOT_BYTES, ReceiveRing.BLOCK_BYTES // _SLOT_BYTES)
+            packet.bind(self._packet, port)
+        except BaseException:
+            self._packet.close()
+            raise
+
+    def start(self) -> None:
+        """Watch from here on."""
+        self._ring.times()
+        packet.attach_filter(
+            self._packet,
+            assemble(
+                [
+                    load(packet.BPF_LD_B_ABS, packet.SKF_AD_OFF + packet.SKF_AD_PKTTYPE),
+                    Jump(packet.BPF_JEQ_K, packet.PACKET_OUTGOING, true="reject"),
+                    accept(),
+                    packet.Label("reject"),
+                    reject(),
+                ]
+            ),
+        )
+
+    def times(self) -> list[int]:
+        """Times (CLOCK_REALTIME, ns) of the frames since the last call, oldest first; ends the watch."""
+        packet.attach_filter(self._packet, assemble([reject()]))
+        return self._ring.times()
+
+    def close(self) -> None:
+        self._ring.close()
+        self._packet.close()
