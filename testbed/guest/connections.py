@@ -127,8 +127,8 @@ class Connection:
     it."""
 
     __slots__ = (
-        "_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "queued", "receive_into", "slot", "socket",
-        "state", "transmit",
+        "_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "queued", "receive_into", "slot",
+        "socket", "state", "transmit",
     )  # fmt: skip
 
     def __init__(self, table: ConnectionTable, slot: int, socket: Transport) -> None:

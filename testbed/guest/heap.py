@@ -57,7 +57,7 @@ class Heap:
 
     def __init__(self, view: memoryview) -> None:
         if view.nbytes % 4096 or view.nbytes < 4 * 4096:
-            raise HeapError(f"{view.nbytes} bytes of guest RAM: pages of 4096 bytes, at least four, are needed")
+            raise HeapError(f"{view.nbytes} bytes of RAM: pages of 4096 bytes, at least four, are needed")
         self.view = view
         self._words = words = view.cast("B").cast("Q")
         if not any(words[: SUPERBLOCK_BYTES // 8]):

@@ -27,7 +27,7 @@ from testbed.guest.load import Load, fill
 from testbed.guest.memory import Memory
 from testbed.guest.program import GuestFault, ProgramError, load_program
 from testbed.guest.service import COUNTERS, Service
-from testbed.guest.spec import BACKLOG, MachineSpec, listening_socket
+from testbed.guest.spec import BACKLOG, MachineSpec, listening_socket, tcp_socket
 from testbed.memory.region import Region
 from testbed.memory.userfaultfd import open_for_tracking
 
@@ -253,7 +253,7 @@ class Machine:
             return None
         missing = set(service.table.slots()) - set(self._attached)
         if missing:
-            raise ControlError(f"{len(missing)} connections came without a socket, the first in slot {min(missing)}")
+            raise ControlError(f"{len(missing)} connections came without a socket: slot {min(missing)} ...")
         self.state = State.ATTACHED
         return {"attached": True}
 
@@ -340,6 +340,7 @@ class Machine:
             program = {"error": str(GuestFault(self.spec.program, "stats", error))}
         return {
             **answer,
+            "listeners": list(self._listeners),
             "connections": self._service.table.in_use,
             **dict(zip(COUNTERS, self._service.counters.tolist(), strict=True)),
             "fault_lines": self._service.faults,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,8 @@ class MachineSpec:
         known = set(cls.__dataclass_fields__)
         unknown = sorted(set(argument) - known)
         if unknown or "program" not in argument:
-            raise ValueError(f"a machine is not described by {', '.join(unknown) or 'nothing'}; known: {sorted(known)}")
+            wrong = ", ".join(unknown) or "nothing"
+            raise ValueError(f"a machine is not described by {wrong}; known: {', '.join(sorted(known))}")
         values = dict(argument)
         for name in ("addresses", "import_path"):
             if name in values:
@@ -72,5 +74,11 @@ def listening_socket(address: str, program: type[Program]) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"cannot listen on {address} port {program.port}: {error.strerror}") from error
+        problem = f"cannot listen on {address} port {program.port}: {error.strerror}"
+        raise OSError(error.errno, problem) from error
     return listener
+
+
+def tcp_socket(fd: int) -> _socket.socket:
+    """A connection's descriptor, IPv4 or IPv6, as a plain socket object: the cheapest that there is."""
+    return _socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
