@@ -5,8 +5,8 @@ run inside a universe of their own, in a forked process; reports, captured outpu
 usual. A fixture of wider scope that is first asked for in such a test is made anew in each universe and ends
 with it, untold. With `@pytest.mark.universe(preload=("numpy",))` the fork server imports these modules first.
 
-`require(feature, probe)`: skips the test where the machine lacks the feature. TESTBED_REQUIRE=all in the
-environment turns each such skip into a failure: set it where everything is expected to be there.
+`require(feature, probe)`: skips the test where the machine lacks the feature. TESTBED_REQUIRE in the
+environment turns such skips into failures: `all`, or features separated by commas; `all,-netem` excepts one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GRACE_S = 10.0
 
 
 def require(feature: str, probe: bool | Callable[[], object]) -> None:
-    """Go on if the feature is there; else skip, naming it (TESTBED_REQUIRE=all: fail).
+    """Go on if the feature is there; else skip, naming it (where TESTBED_REQUIRE demands it: fail).
 
     `probe` is the answer, or a function that tries: a false result or an exception means that the feature is
     missing, and the exception's text is told.
@@ -40,9 +40,15 @@ def require(feature: str, probe: bool | Callable[[], object]) -> None:
         there, reason = False, f" ({type(error).__name__}: {error})"
     if not there:
         message = f"{feature} is not there{reason}"
-        if os.environ.get("TESTBED_REQUIRE") == "all":
-            pytest.fail(f"{message}, and TESTBED_REQUIRE=all demands it", pytrace=False)
-        pytest.skip(f"{message}; TESTBED_REQUIRE=all turns this skip into a failure")
+        if demanded(feature):
+            pytest.fail(f"{message}, and TESTBED_REQUIRE demands it", pytrace=False)
+        pytest.skip(f"{message}; TESTBED_REQUIRE={feature} turns this skip into a failure")
+
+
+def demanded(feature: str) -> bool:
+    """Whether TESTBED_REQUIRE forbids to skip for want of `feature`."""
+    words = os.environ.get("TESTBED_REQUIRE", "").split(",")
+    return f"-{feature}" not in words and ("all" in words or feature in words)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,10 +115,10 @@ def _report(item: pytest.Item, line: bytes) -> pytest.TestReport:
 def _outcome_without_test(
     item: pytest.Item, began_s: float, error: universe.UniverseUnavailable
 ) -> pytest.TestReport:
-    if os.environ.get("TESTBED_REQUIRE") == "all":
-        return _failure(item, began_s, f"{error}\nand TESTBED_REQUIRE=all demands it")
+    if demanded("universe"):
+        return _failure(item, began_s, f"{error}\nand TESTBED_REQUIRE demands it")
     path, line, _ = item.location
-    reason = f"Skipped: {error}; TESTBED_REQUIRE=all turns this skip into a failure"
+    reason = f"Skipped: {error}; TESTBED_REQUIRE=universe turns this skip into a failure"
     return _made(item, began_s, "skipped", (path, line or 0, reason))
 
 
