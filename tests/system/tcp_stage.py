@@ -59,6 +59,12 @@ class Stage:
         """The port of `name` forwards."""
         self._port(name, FORWARDING)
 
+    def know_neighbour(self, name: str, address: str, mac: str) -> None:
+        """Let `name` believe for good that `address` has `mac`; frames to a wrong one reach nobody."""
+        with getattr(self, name).entered(), IPRoute() as inside:
+            eth0 = inside.link_lookup(ifname="eth0")[0]
+            inside.neigh("replace", dst=address, lladdr=mac, ifindex=eth0, state=0x80)  # NUD_PERMANENT
+
     def _port(self, name: str, state: int) -> None:
         index = self._route.link_lookup(ifname=name)[0]
         self._commands.request(netlink.prepare(netlink.port_state(index, state)))

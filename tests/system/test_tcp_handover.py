@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
-from testbed.measure.pattern import pattern
 from testbed.tcp.freeze import freeze, unchanged
 from testbed.tcp.state import decode, encode
 from testbed.tcp.thaw import prepare, release, thaw
@@ -17,7 +15,7 @@ from tests.system.tcp_stage import GUEST_4, GUEST_6, Stage, stage
 pytestmark = pytest.mark.universe
 
 
-@pytest.fixture()
+@pytest.fixture
 def lab() -> Iterator[Stage]:
     with stage() as made:
         yield made
@@ -46,7 +44,7 @@ def test_an_idle_connection_goes_on(lab, address):
     release(there, moved, probe=True)
     client.settimeout(5)
     client.sendall(b"hello")
-    there.setblocking(True); there.settimeout(5)
+    there.settimeout(5)
     assert there.recv(10) == b"hello"
     there.sendall(b"world")
     assert client.recv(10) == b"world"
