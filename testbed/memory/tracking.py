@@ -193,6 +193,8 @@ def _written_by_a_child(name: str) -> tuple[PageSet, PageSet]:
         stack.callback(os.kill, child, signal.SIGKILL)
         ours.settimeout(PROBE_TIMEOUT_S)
         hello, fds, _, _ = socket.recv_fds(ours, _HELLO.size, 1)
+        if not hello:
+            raise ConnectionResetError("the probe's guest has ended")
         address, refused = _HELLO.unpack(hello)
         if refused:
             raise OSError(refused, os.strerror(refused))
@@ -201,7 +203,8 @@ def _written_by_a_child(name: str) -> tuple[PageSet, PageSet]:
         )
         tracker.start()
         ours.send(b"write")
-        ours.recv(1)
+        if not ours.recv(1):
+            raise ConnectionResetError("the probe's guest has ended")
         return tracker.collect(), tracker.collect()
 
 

@@ -262,7 +262,7 @@ def test_no_descriptor_stays(tracker: DirtyTracker) -> None:
 
 
 def is_found_out(tracker: DirtyTracker, guest: GuestProcess) -> bool:
-    """Whether a page is missed; on a loaded machine the two processes may have to meet more than once for that."""
+    """Whether a page is missed; on a loaded machine the two may have to meet more than once for that."""
     return any(copy_while_it_is_written(tracker, guest)[0] for _ in range(20))
 
 

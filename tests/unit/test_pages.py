@@ -114,7 +114,7 @@ def test_a_mask_is_never_cut_short() -> None:
     with pytest.raises(ValueError, match="page 7 is outside"):
         PageSet.all(8).to_mask(7)
     with pytest.raises(ValueError, match="row of bools"):
-        PageSet.from_mask(np.zeros(3, np.uint8))  # type: ignore[arg-type]
+        PageSet.from_mask(np.zeros(3, np.uint8))
 
 
 def test_runs_cannot_be_written() -> None:

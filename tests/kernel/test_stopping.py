@@ -1,0 +1,164 @@
+"""Stopping a process by ptrace, as the soft-dirty tracker does while it reads and clears.
+
+It runs on every kernel, so the part of that tracker which must not lose anything is tested also where
+soft-dirty is not.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.memory.pages import PAGE_BYTES
+from testbed.memory.region import Region
+from testbed.memory.soft_dirty import stopped
+from tests.kernel.guest_process import guest_process
+
+DEADLINE_S = 20.0
+
+
+@contextmanager
+def counting_process(region: Region, threads: int) -> Iterator[int]:
+    """A process with `threads` threads, each of which counts up the first word of its page for ever."""
+    words = region.array.view(np.uint64)
+
+    def count(page: int) -> None:
+        while True:
+            words[page, 0] += 1
+
+    pid = os.fork()
+    if pid == 0:
+        for page in range(1, threads):
+            threading.Thread(target=count, args=(page,), daemon=True).start()
+        count(0)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def wait_for_progress(region: Region, threads: int) -> None:
+    """Until each thread has counted on from where it is now."""
+    words = region.array.view(np.uint64)[:threads, 0]
+    before = words.copy()
+    deadline = time.monotonic() + DEADLINE_S
+    while (words == before).any():
+        assert time.monotonic() < deadline, "a thread does not run"
+        os.sched_yield()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_thread_runs_inside_and_all_do_after(threads: int) -> None:
+    with Region.create(8 * PAGE_BYTES) as region, counting_process(region, threads) as pid:
+        words = region.array.view(np.uint64)[:threads, 0]
+        for _ in range(20):
+            wait_for_progress(region, threads)
+            with stopped(pid):
+                first = words.copy()
+                states = [_state(task) for task in Path(f"/proc/{pid}/task").iterdir()]
+                assert states == ["t"] * threads
+                assert (words == first).all()
+        wait_for_progress(region, threads)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_a_guest_that_waits_is_not_woken_with_an_error() -> None:
+    with Region.create(8 * PAGE_BYTES) as region, guest_process(region) as guest:
+        for _ in range(20):
+            with stopped(guest.pid):
+                pass
+            guest.write([1])
+
+
+def test_epoll_of_a_stopped_guest_goes_on() -> None:
+    """What the guest machine sits in most of the time. Its call ends with EINTR, and Python takes it up
+    again.
+    """
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            poll = select.epoll()
+            poll.register(theirs, select.EPOLLIN)
+            while poll.poll():
+                theirs.send(theirs.recv(10))
+        finally:
+            os._exit(9)
+    try:
+        ours.settimeout(DEADLINE_S)
+        for _ in range(20):
+            with stopped(pid):
+                ours.send(b"while stopped")
+            assert ours.recv(20)
+            while select.select([ours], [], [], 0)[0]:
+                ours.recv(20)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ours.close()
+        theirs.close()
+
+
+def test_a_signal_sent_meanwhile_is_not_lost() -> None:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGUSR1, lambda *_: os.write(writing, b"1"))
+        os.write(writing, b"0")
+        while True:
+            signal.pause()
+    try:
+        assert os.read(reading, 1) == b"0"
+        for _ in range(20):
+            with stopped(pid):
+                os.kill(pid, signal.SIGUSR1)
+                assert not select.select([reading], [], [], 0)[0]
+            assert select.select([reading], [], [], DEADLINE_S)[0]
+            assert os.read(reading, 1) == b"1"
+        for _ in range(20):  # and one that is there already when it is to be stopped
+            os.kill(pid, signal.SIGUSR1)
+            with stopped(pid):
+                pass
+            assert select.select([reading], [], [], DEADLINE_S)[0]
+            assert os.read(reading, 1) == b"1"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_after_an_exception_it_runs_too() -> None:
+    with Region.create(8 * PAGE_BYTES) as region, counting_process(region, 2) as pid:
+        with pytest.raises(KeyError), stopped(pid):
+            raise KeyError
+        wait_for_progress(region, 2)
+
+
+def test_killed_meanwhile() -> None:
+    with Region.create(8 * PAGE_BYTES) as region, counting_process(region, 2) as pid, stopped(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_is_not_there() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(FileNotFoundError), stopped(pid):
+        pass
