@@ -1,0 +1,22 @@
+"""The releases of Debian that we test on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of Debian: its `name` here and in the Vagrantfile, its `suite` in the archive."""
+
+    name: str
+    suite: str
+
+
+RELEASES = {
+    release.name: release
+    for release in (
+        Release("debian12", suite="bookworm"),
+        Release("debian13", suite="trixie"),
+    )
+}
