@@ -1,0 +1,246 @@
+"""The agent of a host: one process that obeys commands, and migrates guests out and in.
+
+Commands (see :mod:`.control` for the framing):
+
+    boot     {"guest": description, "import_path": [...]}      -> {"tracker", "passed_over": [...]}
+    receive  {"secret": hex, "port"}                           -> started {"listening": true}, then
+    {"resumed_ns", ...} migrate  {"secret": hex, "address", "port", "plan": {...}} -> started {}, then
+    {"rounds": [...], ...} cancel   {}                                                while a migration is
+    under way: it ends before its commit stats    {}                                                -> the
+    guest's own figures, or null release  {}                                                -> {"counts":
+    {...}}: the guest is removed stop     {}                                                -> {}, and the
+    agent ends
+
+Nothing else runs in this process, so nothing is in the way of a migration. While the agent waits for commands
+it sends what is left of the announcement schedule and delivers what slipped into the hold.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from netns.forkserver import ready
+from netns.namespace import Namespace
+from testbed.host.arriving import ArrivingGuest
+from testbed.host.control import ControlError, Line
+from testbed.host.departing import DepartingGuest
+from testbed.host.description import GuestDescription
+from testbed.host.hosted import HostedGuest
+from testbed.host.network import Site
+from testbed.measure.trace import Trace
+from testbed.memory.tracking import probe
+from testbed.migration.channel import TcpChannel
+from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
+from testbed.migration.source import Plan, Source
+from testbed.migration.strategy import Policy
+from testbed.migration.target import Target
+from testbed.migration.wire import NONCE
+
+CONNECT_DEADLINE_S = 10.0
+SOCKET_BUFFER_BYTES = 4 << 20
+LATE_FRAMES_NS = 1_000_000_000
+"""How long after a migration stragglers in the hold are still looked for."""
+
+
+class Agent:
+    """One host's agent. :meth:`run` obeys until told to stop, or until the orchestrator is gone."""
+
+    def __init__(self, site: Site, line: Line, trace: Trace, deadline_s: float) -> None:
+        self._site = site
+        self._line = line
+        self._trace = trace
+        self._deadline_s = deadline_s
+        self._trackers = probe()
+        self._guest: HostedGuest | None = None
+        self._import_path: list[str] = []
+        self._late_until_ns = 0
+        self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "boot": self._boot,
+            "receive": self._receive,
+            "migrate": self._migrate,
+            "cancel": lambda _: {"cancelled": False},
+            "stats": self._stats,
+            "release": self._release,
+        }
+
+    def run(self) -> int:
+        try:
+            while True:
+                message = self._next_command()
+                if message["do"] == "stop":
+                    self._release({})
+                    self._line.send({"ok": {}})
+                    return 0
+                self._obey(message)
+        except ControlError:
+            # The orchestrator is gone, and with it whoever could want this host.
+            return 1
+        finally:
+            self._trace.close()
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        command = self._commands.get(message["do"])
+        try:
+            if command is None:
+                raise LocalError(f"no command {message['do']!r}")
+            answer: dict[str, Any] = {"ok": command(message)}
+        except Exception as error:
+            fault = error.fault if isinstance(error, MigrationError) else "local"
+            answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+            answer["in_doubt"] = isinstance(error, CommitInDoubt)
+        self._trace.flush()
+        self._line.send(answer)
+
+    def _next_command(self) -> dict[str, Any]:
+        """Wait for a command, meanwhile announcing on schedule and delivering stragglers."""
+        while True:
+            if self._line.pending or select.select([self._line], [], [], self._look_after_network())[0]:
+                message = self._line.poll()
+                if message is not None:
+                    return message
+
+    def _look_after_network(self) -> float | None:
+        """Do what is due; returns the seconds until more will be, None for nothing."""
+        if self._guest is None:
+            return None
+        network = self._guest.network
+        now_ns = time.monotonic_ns()
+        waits: list[float] = []
+        if network.announcer.rounds and (due_ns := network.announcer.due_ns()) is not None:
+            if due_ns <= now_ns:
+                self._trace.event("announced", t_ns=network.announcer.announce())
+                self._trace.flush()
+                return 0.0
+            waits.append((due_ns - now_ns) / 1e9)
+        if now_ns < self._late_until_ns:
+            network.deliver_late()
+            waits.append(0.001)
+        return min(waits) if waits else None
+
+    def _put_in_place(self, description: GuestDescription) -> HostedGuest:
+        if self._guest is not None:
+            raise LocalError(f"{self._site.name} has a guest already")
+        return HostedGuest(
+            self._site, description, fresh=False, trackers=self._trackers, import_path=self._import_path
+        )
+
+    def _boot(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._guest is not None:
+            raise LocalError(f"{self._site.name} has a guest already")
+        description = GuestDescription.from_json(message["guest"])
+        self._import_path = message.get("import_path", [])
+        guest = HostedGuest(
+            self._site, description, fresh=True, trackers=self._trackers, import_path=self._import_path
+        )
+        try:
+            guest.boot()
+        except BaseException:
+            guest.close()
+            raise
+        self._guest = guest
+        passed_over = [asdict(one) for one in guest.choice.passed_over]
+        return {"tracker": guest.tracker.name, "passed_over": passed_over}
+
+    def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._import_path = message.get("import_path", self._import_path)
+        with socket.create_server(("0.0.0.0", message["port"])) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+            listener.settimeout(self._deadline_s)
+            self._line.send({"started": {"listening": True}})
+            connection, _ = listener.accept()
+        channel = TcpChannel(connection, self._deadline_s)
+        arriving = ArrivingGuest(self._put_in_place, self._trace)
+        secret = bytes.fromhex(message["secret"])
+        gc.disable()
+        try:
+            resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
+            self._guest = arriving.settle()
+        finally:
+            channel.close()
+            gc.enable()
+        self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
+        first_ns = arriving.first_heard_ns()
+        return {"resumed_ns": resumed_ns, "first_heard_ns": first_ns, "counts": self._guest.network.counts}
+
+    def _migrate(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+        address = (message["address"], message["port"])
+        connection = socket.create_connection(address, CONNECT_DEADLINE_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        channel = TcpChannel(connection, self._deadline_s)
+        self._line.send({"started": {}})
+        plan = _plan(message)
+        departing = DepartingGuest(self._guest, self._trace)
+        gc.collect()
+        gc.disable()
+        try:
+            outcome = Source(
+                departing, channel, plan, time.monotonic_ns, self._trace, self._was_cancelled
+            ).run()
+            self._guest = None
+        finally:
+            channel.close()
+            gc.enable()
+        return {
+            "rounds": [asdict(one) for one in outcome.rounds],
+            "decision": outcome.verdict.reason if outcome.verdict else None,
+            "final_pages": outcome.final_pages,
+            "transferred_bytes": outcome.transferred_bytes,
+            "resumed_ns": outcome.resumed_ns,
+            "late_frames": outcome.late_frames,
+            "audited": outcome.audited,
+            "refrozen": departing.refrozen,
+            "last_heard_ns": departing.last_heard_ns,
+            "counts": departing.counts,
+        }
+
+    def _was_cancelled(self) -> bool:
+        message = self._line.poll()
+        return message is not None and message.get("do") == "cancel"
+
+    def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
+        if self._guest is None:
+            return None
+        stats = self._guest.process.ask({"do": "stats"})
+        return {"guest": stats, "counts": self._guest.network.counts}
+
+    def _release(self, _: dict[str, Any]) -> dict[str, Any]:
+        if self._guest is None:
+            return {}
+        guest, self._guest = self._guest, None
+        counts = guest.network.counts
+        guest.close()
+        return {"counts": counts}
+
+
+def _plan(message: dict[str, Any]) -> Plan:
+    plan = message["plan"]
+    return Plan(
+        secret=bytes.fromhex(message["secret"]),
+        nonce=os.urandom(NONCE),
+        policy=Policy(**plan["policy"]),
+        precopy=plan["precopy"],
+        rate_limit=plan["rate_limit"],
+    )
+
+
+def main(argument: dict[str, Any], fds: list[int]) -> int:
+    """Entry of the agent's process: `fds` is the control socket. See :class:`Agent`."""
+    import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
+
+    site = Site(argument["name"], Namespace.open(argument["name"]), argument["bridge"], argument["uplink"])
+    trace = Trace(site.name, Path(argument["recorder"]))
+    agent = Agent(site, Line(socket.socket(fileno=fds[0])), trace, argument["deadline_s"])
+    gc.collect()
+    gc.freeze()
+    ready()
+    return agent.run()

@@ -1,0 +1,162 @@
+"""A guest on its way in: what the engine's target asks of a host."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from testbed.handover import neighbours
+from testbed.host import devices
+from testbed.host.description import GuestDescription
+from testbed.host.hosted import HostedGuest
+from testbed.memory.region import Region
+from testbed.migration import wire
+from testbed.migration.errors import LocalError, ProtocolError
+from testbed.migration.source import TraceLike
+from testbed.tcp.injector import Injector
+from testbed.tcp.state import ConnectionState, ListenerState
+from testbed.tcp.thaw import prepare, release, thaw, thaw_listener
+
+SPARE_SOCKETS = 16
+
+
+class ArrivingGuest:
+    """Implements :class:`testbed.migration.target.TargetVM`. `put_in_place(description)` makes the hosted
+    guest."""
+
+    def __init__(self, put_in_place: Callable[[GuestDescription], HostedGuest], trace: TraceLike) -> None:
+        self._put_in_place = put_in_place
+        self._trace = trace
+        self._stack = ExitStack()
+        self._guest: HostedGuest | None = None
+        self._injector: Injector | None = None
+        self._spare: dict[int, list[socket.socket]] = {}
+        self._registers: dict[str, Any] | None = None
+        self._listeners: dict[int, socket.socket] = {}
+        self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
+        self._cut = False
+
+    @property
+    def guest(self) -> HostedGuest:
+        if self._guest is None:
+            raise LocalError("the guest was not provisioned")
+        return self._guest
+
+    def provision(self, ram_bytes: int, description: Mapping[str, Any]) -> Region:
+        described = GuestDescription.from_json(description)
+        if described.ram_bytes != ram_bytes:
+            raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
+        self._guest = self._put_in_place(described)
+        return self._guest.ram
+
+    def prepare(self, devices: Mapping[str, Any]) -> None:
+        """Make sockets in repair mode in advance, in the guest's namespace, for as many connections as there
+        are now."""
+        count = int(devices.get("connections", 0)) + SPARE_SOCKETS
+        with self.guest.network.namespace.entered():
+            self._injector = self._stack.enter_context(Injector())
+            for family in (socket.AF_INET, socket.AF_INET6):
+                self._spare[family] = [prepare(family) for _ in range(count)]
+        self.guest.network.egress.start()
+        gc.collect()
+
+    def take_network(self) -> None:
+        self._cut = True
+        self.guest.network.cut()
+        self.guest.network.announcer.announce()
+
+    def load(self, device: wire.Device) -> bool:
+        if device.version != devices.VERSION:
+            return False
+        if device.name == devices.REGISTERS:
+            self._registers = devices.decode_registers(device.data)
+        elif device.name == devices.NEIGHBOURS:
+            self.guest.network.neighbours.install(neighbours.decode(device.data))
+        elif device.name == devices.LISTENERS:
+            self._load_listeners(device.data)
+        elif device.name == devices.CONNECTIONS:
+            self._load_connections(device.data)
+        else:
+            return False
+        return True
+
+    def _load_listeners(self, data: bytes) -> None:
+        with self.guest.network.namespace.entered():
+            for slot, state in devices.decode_sockets(data):
+                if not isinstance(state, ListenerState):
+                    raise ProtocolError("a connection among the listeners")
+                self._listeners[slot] = thaw_listener(state)
+
+    def _load_connections(self, data: bytes) -> None:
+        with self.guest.network.namespace.entered():
+            for slot, state in devices.decode_sockets(data):
+                if not isinstance(state, ConnectionState):
+                    raise ProtocolError("a listener among the connections")
+                if slot in self._connections:
+                    self._connections[slot][0].close()
+                spare = self._spare.get(state.family)
+                thawed = thaw(state, spare.pop() if spare else None, self._injector)
+                self._connections[slot] = (thawed, state)
+
+    def ready(self) -> None:
+        if self._registers is None:
+            raise ProtocolError("the guest's registers did not come")
+        sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
+        sockets += [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
+        self.guest.process.attach(self._registers, sockets, [])
+
+    def announce(self) -> None:
+        self.guest.network.announcer.announce()
+
+    def start(self, frames: Sequence[bytes]) -> int:
+        network = self.guest.network
+        network.port.open()
+        for one, state in self._connections.values():
+            release(one, state, False, self._injector)
+        self._trace.event("mark", name="sockets-released")
+        network.deliver(frames)
+        self._trace.event("mark", name="frames-released", frames=len(frames))
+        resumed_ns = int(self.guest.process.unpause()["running"])
+        self._trace.event("mark", name="resumed", t_ns=resumed_ns)
+        return resumed_ns
+
+    def inject(self, frames: Sequence[bytes]) -> None:
+        self.guest.network.deliver_late(frames)
+
+    def first_heard_ns(self) -> int | None:
+        """When the guest's first frame left this host (CLOCK_MONOTONIC); None where it has not spoken."""
+        times = self.guest.network.egress.times()
+        return times[0] + time.monotonic_ns() - time.time_ns() if times else None
+
+    def settle(self) -> HostedGuest:
+        """After the migration: let go of what only the move needed; returns the guest, which is this host's
+        now."""
+        self._close_sockets()
+        return self.guest
+
+    def discard(self) -> list[bytes]:
+        frames = self._guest.network.held() if self._guest is not None and self._cut else []
+        self._close_sockets()
+        if self._guest is not None:
+            if self._cut:
+                self._guest.network.port.depart()
+            self._guest.close()
+            self._guest = None
+        return frames
+
+    def _close_sockets(self) -> None:
+        self._stack.close()
+        for one in self._listeners.values():
+            one.close()
+        for one, _ in self._connections.values():
+            one.close()
+        for spare in self._spare.values():
+            for one in spare:
+                one.close()
+        self._listeners.clear()
+        self._connections.clear()
+        self._spare.clear()

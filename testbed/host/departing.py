@@ -1,0 +1,161 @@
+"""A guest on its way out: what the engine's source asks of a host."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from testbed.handover import neighbours
+from testbed.host import devices
+from testbed.host.hosted import HostedGuest
+from testbed.migration import wire
+from testbed.migration.errors import LocalError
+from testbed.migration.source import TraceLike
+from testbed.tcp.freeze import FreezeError, freeze, freeze_listener, unchanged, unfreeze
+from testbed.tcp.handshakes import HalfOpen, HandshakeHold
+from testbed.tcp.state import ConnectionState, ListenerState
+
+HANDSHAKE_DEADLINE_S = 1.0
+
+
+class DepartingGuest:
+    """Implements :class:`testbed.migration.source.SourceVM` for a hosted guest. One for each attempt.
+
+    What it does is taken back by :meth:`roll_back` in the opposite order, as far as it was done: sockets out
+    of repair mode, port plugged in and frames released, the network told again, handshakes let in, the
+    guest's process continued.
+    """
+
+    def __init__(self, guest: HostedGuest, trace: TraceLike) -> None:
+        self._guest = guest
+        self._trace = trace
+        self.ram = guest.ram
+        self.tracker = guest.tracker
+        self._handshakes: HandshakeHold | None = None
+        self._listening: list[socket.socket] = []
+        self._paused = False
+        self._cut = False
+        self._registers: dict[str, Any] = {}
+        self._listeners: list[tuple[int, int]] = []
+        self._connections: list[tuple[int, int]] = []
+        self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
+        self.refrozen = 0
+        self.last_heard_ns: int | None = None
+        """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent before the pause."""
+        self.counts: dict[str, int] = {}
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._guest.description.as_json()
+
+    def foresee_devices(self) -> Mapping[str, Any]:
+        stats = self._guest.process.ask({"do": "stats"})
+        return {"connections": stats["connections"]}
+
+    def hold_handshakes(self) -> None:
+        """Hold new handshakes and wait until none is half done; those that stay so past a second are left
+        behind."""
+        network = self._guest.network
+        stats = self._guest.process.ask({"do": "stats"})
+        self._listening = [self._guest.process.borrow(fd) for fd in stats["listeners"]]
+        network.egress.start()
+        network.handshakes.start()
+        self._handshakes = HandshakeHold(self._listening)
+        self._handshakes.hold()
+        with network.namespace.entered(), HalfOpen() as half_open:
+            left = half_open.wait_for_none(HANDSHAKE_DEADLINE_S)
+        self._trace.event("handshakes-held", half_open=left)
+
+    def pause(self) -> None:
+        process, network = self._guest.process, self._guest.network
+        self._trace.event("mark", name="pause-asked")
+        self._paused = True
+        answer, sockets = process.pause()
+        self._trace.event("mark", name="paused", t_ns=answer["t_ns"])
+        self._cut = True
+        network.cut()
+        self._trace.event("mark", name="cut")
+        self._registers = answer["registers"]
+        self._listeners = [(slot, fd) for slot, fd, kind in sockets if kind == "listener"]
+        self._connections = [(slot, fd) for slot, fd, kind in sockets if kind == "connection"]
+
+    def devices(self) -> Iterator[wire.Device]:
+        yield _device(devices.REGISTERS, devices.encode_registers(self._registers))
+        yield _device(devices.NEIGHBOURS, neighbours.encode(self._guest.network.neighbours.read()))
+        listeners = [(slot, self._freeze_listener(fd)) for slot, fd in self._listeners]
+        yield _device(devices.LISTENERS, devices.encode_sockets(listeners))
+        for start in range(0, len(self._connections), devices.BATCH):
+            batch = self._connections[start : start + devices.BATCH]
+            states = [(slot, self._freeze(slot, fd)) for slot, fd in batch]
+            yield _device(devices.CONNECTIONS, devices.encode_sockets(states))
+        yield from self._looked_at_again()
+
+    def _freeze_listener(self, fd: int) -> ListenerState:
+        with self._guest.process.borrow(fd) as borrowed:
+            return freeze_listener(borrowed)
+
+    def _freeze(self, slot: int, fd: int) -> ConnectionState:
+        borrowed = self._guest.process.borrow(fd)
+        try:
+            state = freeze(borrowed)
+        except FreezeError as error:
+            borrowed.close()
+            raise LocalError(f"a connection cannot be moved: {error}") from error
+        self._frozen[slot] = (borrowed, state)
+        return state
+
+    def _looked_at_again(self) -> Iterator[wire.Device]:
+        """Frames that had passed the bridge before the cut may have reached a socket after it was read: read
+        it again."""
+        changed = [slot for slot, (one, state) in self._frozen.items() if not unchanged(one, state)]
+        for slot in changed:
+            borrowed, state = self._frozen[slot]
+            unfreeze(borrowed, state)
+            self._frozen[slot] = (borrowed, freeze(borrowed))
+        self.refrozen = len(changed)
+        if changed:
+            again = [(slot, self._frozen[slot][1]) for slot in changed]
+            yield _device(devices.CONNECTIONS, devices.encode_sockets(again))
+
+    def held_frames(self) -> list[bytes]:
+        return self._guest.network.held()
+
+    def roll_back(self, returned: Sequence[bytes]) -> None:
+        network = self._guest.network
+        for borrowed, state in self._frozen.values():
+            unfreeze(borrowed, state)
+        if self._handshakes is not None:
+            self._handshakes.release()
+        self._give_back_sockets()
+        if self._cut:
+            network.port.open()
+            network.deliver([*returned, *network.handshakes.drain()])
+            network.announcer.restart()
+            network.announcer.announce()
+        else:
+            network.deliver_late(network.handshakes.drain())
+        if self._paused:
+            self._guest.process.unpause()
+        self._trace.event("mark", name="running-again")
+
+    def give_up_ownership(self) -> None:
+        self._guest.network.port.depart()
+
+    def delete(self) -> None:
+        """Take the last figures of this host's part of the network, then remove all of the guest."""
+        times = self._guest.network.egress.times()
+        self.last_heard_ns = times[-1] + time.monotonic_ns() - time.time_ns() if times else None
+        self.counts = self._guest.network.counts
+        self._give_back_sockets()
+        self._guest.close()
+
+    def _give_back_sockets(self) -> None:
+        for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):
+            borrowed.close()
+        self._listening.clear()
+        self._frozen.clear()
+
+
+def _device(name: str, data: bytes) -> wire.Device:
+    return wire.Device(name, devices.VERSION, data)

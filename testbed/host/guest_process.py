@@ -1,0 +1,145 @@
+"""The agent's hold on a guest's process: its control channel, its pause flag, and its sockets on loan.
+
+The guest says what descriptors its sockets have; the agent takes duplicates of them with pidfd_getfd(2), so
+that freezing them needs nothing of the guest's interpreter, which is paused.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netns import syscalls
+from netns.forkserver import Process, spawn
+from netns.namespace import Namespace
+from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.memory.region import Region
+
+ENTRY = "testbed.guest.machine:main"
+START_DEADLINE_S = 60.0
+ANSWER_DEADLINE_S = 10.0
+LAST_WORDS_DEADLINE_S = 1.0
+
+
+class GuestError(Exception):
+    """The guest could not do what it was told, ended, or stayed silent; the text is its own word where it has
+    one."""
+
+
+class GuestProcess:
+    """A guest's process in its namespace, started and mapped, not yet running. Close it to end it."""
+
+    def __init__(self, argument: Mapping[str, Any], ram: Region, namespace: Namespace) -> None:
+        """Start the process and wait until it has mapped its RAM. Raises GuestError; nothing is left then."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        flag_fd = os.memfd_create("pause-flag")
+        os.ftruncate(flag_fd, mmap.PAGESIZE)
+        self._flag = mmap.mmap(flag_fd, mmap.PAGESIZE)
+        self._control = Control(ours)
+        self._attached = False
+        self.userfaultfd: int | None = None
+        fds = [theirs.fileno(), ram.fd, flag_fd]
+        try:
+            self.process: Process = spawn(ENTRY, dict(argument), namespace=namespace, fds=fds, name="guest")
+        finally:
+            theirs.close()
+            os.close(flag_fd)
+        try:
+            hello, received = self._receive(START_DEADLINE_S)
+        except BaseException:
+            self.close()
+            raise
+        self.address: int = hello["address"]
+        self.refusal: str = hello.get("tracking_error") or ""
+        self.userfaultfd = received[0] if received else None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ask(self, message: dict[str, Any], deadline_s: float = ANSWER_DEADLINE_S) -> dict[str, Any]:
+        """Send an order and return its answer. Raises GuestError."""
+        self._send(message)
+        return self._receive(deadline_s)[0]
+
+    def pause(self) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
+        """Stop the guest at the end of a step; returns its answer and its sockets (slot, descriptor, kind).
+
+        The flag stops it between two handlers, the message wakes it when it sleeps.
+        """
+        self._attached = False
+        self._flag[0] = 1
+        answer = self.ask({"do": "pause"})
+        sockets, last = answer["sockets"], answer["last"]
+        while not last:
+            more = self._receive(ANSWER_DEADLINE_S)[0]
+            sockets, last = sockets + more["sockets"], more["last"]
+        return answer, [(slot, fd, kind) for slot, fd, kind in sockets]
+
+    def unpause(self) -> dict[str, Any]:
+        """Let it run, on where it was paused or for the first time where it was attached."""
+        self._flag[0] = 0
+        return self.ask({"do": "resume" if self._attached else "continue"})
+
+    def borrow(self, fd: int) -> socket.socket:
+        """A duplicate of the guest's descriptor `fd`."""
+        return socket.socket(fileno=syscalls.pidfd_getfd(self.process.pidfd, fd))
+
+    def attach(
+        self,
+        registers: dict[str, Any],
+        sockets: Sequence[tuple[int, str, socket.socket]],
+        gone: Sequence[int],
+    ) -> None:
+        """Hand over registers and sockets, by slot; returns when the guest could run. Raises GuestError."""
+        starts = range(0, max(len(sockets), 1), FDS_A_MESSAGE)
+        for start in starts:
+            part = sockets[start : start + FDS_A_MESSAGE]
+            message: dict[str, Any] = {"do": "attach", "sockets": [[slot, kind] for slot, kind, _ in part]}
+            if start == 0:
+                message |= {"registers": registers, "gone": list(gone)}
+            self._send(message | {"last": start == starts[-1]}, [one.fileno() for _, _, one in part])
+        self._receive(ANSWER_DEADLINE_S)
+        self._attached = True
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        try:
+            self._control.send(message, fds)
+        except (ControlClosed, ControlError, OSError) as error:
+            raise GuestError(f"the guest cannot be told: {error}{self._last_words()}") from error
+
+    def _receive(self, deadline_s: float) -> tuple[dict[str, Any], list[int]]:
+        if not select.select([self._control], [], [], deadline_s)[0]:
+            raise GuestError(f"the guest did not answer within {deadline_s:g} s")
+        try:
+            received = self._control.receive()
+        except (ControlClosed, ControlError, OSError) as error:
+            raise GuestError(f"the guest's process ended{self._last_words()}") from error
+        assert received is not None
+        message, fds = received
+        if "error" in message:
+            raise GuestError(str(message["error"]))
+        return message, fds
+
+    def _last_words(self) -> str:
+        """What the process wrote last, once it has ended or a second is over."""
+        end = time.monotonic() + LAST_WORDS_DEADLINE_S
+        while self.process.wait(0) is None and time.monotonic() < end:
+            select.select([self.process.pidfd], [], [], end - time.monotonic())
+        words = self.process.stderr_tail().strip().splitlines()
+        return f": {words[-1]}" if words else ""
+
+    def close(self) -> None:
+        """End the process and wait until it is gone, and its sockets with it."""
+        self._control.socket.close()
+        with self.process:
+            pass
+        self._flag.close()
+        if self.userfaultfd is not None:
+            os.close(self.userfaultfd)
+            self.userfaultfd = None

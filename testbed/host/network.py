@@ -1,0 +1,116 @@
+"""A guest's place in its host's network: namespace and wire, port, held frames, announcements, neighbours.
+
+Everything here is opened when the guest is provisioned, because opening a packet socket takes tens of
+milliseconds and the switchover has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+
+from netns.namespace import Namespace
+from testbed.handover.announcement import Kind, build
+from testbed.handover.announcer import Announcer
+from testbed.handover.delivery import Delivery
+from testbed.handover.egress import EgressWatch
+from testbed.handover.hold import FrameHold, FrameRelease, SynHold
+from testbed.handover.neighbours import NeighbourTable
+from testbed.handover.port import GuestPort
+from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_END, HOLD_PORT, GuestNic, GuestWiring
+from testbed.host.description import GuestDescription
+
+
+@dataclass(frozen=True)
+class Site:
+    """The host that this is: its name, its namespace, and its interfaces by name."""
+
+    name: str
+    namespace: Namespace
+    bridge: str
+    uplink: str
+
+
+class GuestNetwork:
+    """All of a guest's network on one host, made silent and unplugged. Close it to remove it."""
+
+    def __init__(self, site: Site, description: GuestDescription) -> None:
+        """Raises OSError or pyroute2's NetlinkError; nothing is left then."""
+        mac = description.mac(site.name)
+        ipv4, ipv6 = IPv4Interface(description.ipv4), IPv6Interface(description.ipv6)
+        identity = description.identity
+        others = [other for other in identity.macs if other != mac]
+        self._holding = description.hold
+        with ExitStack() as stack:
+            nic = GuestNic(mac, ipv4, ipv6)
+            wiring = stack.enter_context(GuestWiring(site.namespace, site.bridge, f"guest-{site.name}", nic))
+            self.namespace = wiring.namespace
+            self.port = GuestPort(
+                site.namespace,
+                bridge=site.bridge,
+                port=GUEST_PORT,
+                hold=HOLD_PORT,
+                uplink=site.uplink,
+                mac=mac,
+            )
+            stack.callback(self.port.close)
+            self._frames = FrameHold(site.namespace, HOLD_END, identity)
+            stack.callback(self._frames.close)
+            self.handshakes = SynHold(site.namespace, GUEST_PORT, identity)
+            stack.callback(self.handshakes.close)
+            self.egress = EgressWatch(site.namespace, GUEST_PORT)
+            stack.callback(self.egress.close)
+            self._release = FrameRelease(site.namespace, GUEST_PORT)
+            stack.callback(self._release.close)
+            rewrite = (others[0], mac) if others else None
+            self._delivery = Delivery(self.port, self._frames, self._release, rewrite=rewrite)
+            frames = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
+            silent = {GUEST_PORT, HOLD_PORT}
+            self.announcer = Announcer(site.namespace, site.bridge, frames, silent=silent)
+            stack.callback(self.announcer.close)
+            self.neighbours = NeighbourTable(self.namespace, GUEST_INTERFACE)
+            stack.callback(self.neighbours.close)
+            self._stack = stack.pop_all()
+
+    def cut(self) -> None:
+        """The guest hears and says nothing any more; what comes for it is held from this instant on."""
+        self._frames.start()
+        self.port.cut()
+
+    def held(self) -> list[bytes]:
+        """Frames held since the last call, handshakes first, which came before the cut.
+
+        Where holding is off the frames are lost, as on a hypervisor; the handshakes are not: a real guest
+        takes them with it in its kernel's memory.
+        """
+        handshakes = self.handshakes.drain()
+        frames = self._frames.drain()
+        return handshakes + (frames if self._holding else [])
+
+    def deliver(self, earlier: Sequence[bytes]) -> None:
+        """Release `earlier`, then what is held here, and plug the guest in. Its sockets are live by then."""
+        if not self._holding:
+            self._frames.drain()
+        self._delivery.deliver(earlier)
+
+    def deliver_late(self, frames: Sequence[bytes] = ()) -> None:
+        """Release frames that came to the other host after all, and what slipped into the hold here."""
+        self._delivery.late(frames)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Frames held, released and dropped on this host since the cut, and announcements sent."""
+        held, dropped = self._frames.held, self._frames.dropped
+        dropped += self._release.dropped + self.handshakes.dropped()
+        return {
+            "frames_held": held if self._holding else 0,
+            "frames_released": self._release.released,
+            "frames_dropped": dropped if self._holding else dropped + held,
+            "announcements_sent": self.announcer.sent,
+        }
+
+    def close(self) -> None:
+        """Remove it all. 50 ms and more, so after the migration."""
+        self._stack.close()
