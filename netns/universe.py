@@ -65,7 +65,8 @@ class UniverseUnavailable(Exception):
 
 
 def run(main: Callable[[], int], *, preload: Sequence[str] = ()) -> int:
-    """Run main() in a new universe and return its exit status: 128+n if signal n ended it, 1 for an exception.
+    """Run main() in a new universe and return its exit status: 128+n if signal n ended it, 1 for an
+    exception.
 
     main() has the caller's memory (as after a fork) and open descriptors; its session is a new one without a
     terminal. SIGINT, SIGTERM and SIGHUP to the caller reach main as SIGINT (KeyboardInterrupt), SIGTERM and

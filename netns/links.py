@@ -1,0 +1,127 @@
+"""Interfaces of one namespace, through pyroute2: make, join, address, shape, bring up.
+
+A `Links` is one netlink socket and remembers the index of every interface that it has met. pyroute2 is
+imported when the first one is opened (a quarter of a second), not before.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from types import TracebackType
+from typing import Any, Self
+
+from netns.namespace import Namespace
+from netns.topology import token_bucket
+
+_IFA_F_NODAD = 0x02  # <linux/if_addr.h>
+_NLE_NO_SUCH_QDISC = (2, 22)  # ENOENT, EINVAL: what deleting the root queue says where there is none
+
+
+class LinkError(Exception):
+    """The kernel refused. The message says what was asked for and why it was not done."""
+
+
+class Links:
+    """The interfaces of `namespace`. Each method raises LinkError and has changed nothing if it cannot be
+    done.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        from pyroute2 import IPRoute
+
+        self._namespace = namespace
+        with namespace.entered():
+            self._route: Any = IPRoute()
+        self._index: dict[str, int] = {}
+
+    def add_veth(
+        self, ifname: str, mac: str, peer: Namespace, peer_ifname: str, peer_mac: str, mtu: int
+    ) -> None:
+        """A veth pair, one end here, the other in `peer`; both down. `mtu` in bytes, of the frame's
+        payload.
+        """
+        far_end = {"ifname": peer_ifname, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer.fd}
+        near_end = {"ifname": ifname, "address": mac, "mtu": mtu}
+        self._ask(f"veth {ifname}", "link", "add", kind="veth", peer=far_end, **near_end)
+
+    def add_bridge(self, ifname: str, mac: str, mtu: int) -> None:
+        """A bridge, down: no spanning tree, multicast flooded."""
+        self._ask(
+            f"bridge {ifname}", "link", "add", ifname=ifname, kind="bridge", address=mac, mtu=mtu,
+            br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0,
+        )
+
+    def enslave(self, ifname: str, bridge: str) -> None:
+        """Make `ifname` a port of `bridge`."""
+        index, master = self.index(ifname), self.index(bridge)
+        self._ask(f"{ifname} into {bridge}", "link", "set", index=index, master=master)
+
+    def add_address(self, ifname: str, address: str) -> None:
+        """Add "10.0.0.1/24", or an IPv6 one: at once usable, never probed for duplicates."""
+        interface = ipaddress.ip_interface(address)
+        options: dict[str, Any] = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
+        if interface.version == 6:
+            options |= {"family": socket.AF_INET6, "flags": _IFA_F_NODAD}
+        self._ask(f"{address} on {ifname}", "addr", "add", index=self.index(ifname), **options)
+
+    def limit_rate(self, ifname: str, rate_mbit: float | None) -> None:
+        """Let `ifname` send at most `rate_mbit` (SpecError if that is none); None: no limit. Also changes
+        one.
+        """
+        index = self.index(ifname)
+        if rate_mbit is None:
+            self._delete_queue(ifname, index)
+            return
+        bucket = token_bucket(rate_mbit)
+        self._ask(
+            f"rate {rate_mbit:g} Mbit/s on {ifname}", "tc", "replace", "tbf", index=index,
+            rate=bucket.rate_bytes_per_s, burst=bucket.burst_bytes, limit=bucket.limit_bytes,
+        )
+
+    def set_up(self, ifname: str, up: bool = True) -> None:
+        """Up, or down."""
+        state = "up" if up else "down"
+        self._ask(f"{ifname} {state}", "link", "set", index=self.index(ifname), state=state)
+
+    def delete(self, ifname: str) -> None:
+        """Delete an interface; of a veth pair that is both."""
+        self._ask(f"deletion of {ifname}", "link", "del", index=self.index(ifname))
+        del self._index[ifname]
+
+    def index(self, ifname: str) -> int:
+        """The kernel's number of the interface."""
+        if ifname not in self._index:
+            found = self._route.link_lookup(ifname=ifname)
+            if not found:
+                raise LinkError(f"{self._namespace.name}: there is no interface {ifname}")
+            self._index[ifname] = found[0]
+        return self._index[ifname]
+
+    def close(self) -> None:
+        self._route.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _delete_queue(self, ifname: str, index: int) -> None:
+        from pyroute2 import NetlinkError
+
+        try:
+            self._route.tc("del", index=index, root=True)
+        except NetlinkError as error:
+            if error.code not in _NLE_NO_SUCH_QDISC:
+                raise LinkError(f"{self._namespace.name}: no limit on {ifname}: {error}") from error
+
+    def _ask(self, what: str, method: str, *words: str, **options: Any) -> None:
+        from pyroute2 import NetlinkError
+
+        try:
+            getattr(self._route, method)(*words, **options)
+        except (NetlinkError, OSError) as error:
+            raise LinkError(f"{self._namespace.name}: {what}: {error}") from error
