@@ -1,0 +1,224 @@
+"""A lab that stands: its network, its two agents, its guest and its clients. Lives inside a universe."""
+
+from __future__ import annotations
+
+import secrets
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from netns.apply import Topology, apply
+from netns.forkserver import Process, spawn
+from netns.topology import plan
+from testbed.clients.control import ClientControl
+from testbed.handover.observers import AnnouncementObserver, Relearned, RelearnObserver, Sighting
+from testbed.handover.wiring import wire_hold
+from testbed.host.control import CommandFailed, Line
+from testbed.measure.trace import Recorder
+from testbed.scenario import plan as planned
+from testbed.scenario.options import Options
+
+RECORDER = Path("/run/recorder")
+READY_DEADLINE_S = 30.0
+BOOT_DEADLINE_S = 120.0
+PRELOAD = (
+    "numpy",
+    "pyroute2",
+    "scapy.layers.inet6",
+    "scapy.layers.l2",
+    "testbed.clients.main",
+    "testbed.guest.machine",
+    "testbed.host.agent",
+)
+"""What the fork server imports once, for all the processes of a lab."""
+
+
+class Agent:
+    """The orchestrator's hold on a host's agent."""
+
+    def __init__(self, name: str, process: Process, line: Line) -> None:
+        self.name = name
+        self.process = process
+        self.line = line
+
+
+class Lab:
+    """Brings a lab up when it is made; close it (a context manager) to bring it down.
+
+    `step` is called with a line for each thing that is about to be done.
+    """
+
+    def __init__(self, options: Options, folder: Path, step: Callable[[str], None] = lambda _: None) -> None:
+        self.options = options
+        self.folder = folder
+        self.agents: dict[str, Agent] = {}
+        self.clients: dict[str, ClientControl] = {}
+        self.sightings: list[Sighting] = []
+        self.relearned: list[Relearned] = []
+        self.owner = planned.HOSTS[0]
+        self._processes: list[Process] = []
+        with ExitStack() as stack:
+            self.recorder = Recorder(RECORDER)
+            stack.callback(self.recorder.close)
+            step("network: " + ", ".join((planned.SWITCH, *planned.HOSTS, *planned.client_names(options))))
+            self.topology: Topology = stack.enter_context(apply(plan(planned.network(options))))
+            for host in planned.HOSTS:
+                wire_hold(self.topology.namespace(host), planned.BRIDGE)
+            self._start_agents(stack)
+            self._observe(stack)
+            self._stack = stack.pop_all()
+
+    def _start_agents(self, stack: ExitStack) -> None:
+        for host in planned.HOSTS:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            argument = {
+                "name": host,
+                "bridge": planned.BRIDGE,
+                "uplink": planned.UPLINK,
+                "recorder": str(RECORDER),
+                "deadline_s": 30.0,
+            }
+            process = self._spawn(stack, "testbed.host.agent:main", argument, host, theirs)
+            self.agents[host] = Agent(host, process, Line(ours))
+            stack.callback(ours.close)
+        for agent in self.agents.values():
+            agent.process.wait_ready(READY_DEADLINE_S)
+
+    def _spawn(
+        self, stack: ExitStack, entry: str, argument: Any, node: str, control: socket.socket
+    ) -> Process:
+        namespace = self.topology.namespace(node)
+        log = self.folder / f"{node}.log"
+        with control:
+            process = spawn(
+                entry, argument, namespace=namespace, fds=[control.fileno()], name=node, stderr=log
+            )
+        self._processes.append(stack.enter_context(process))
+        return process
+
+    def _observe(self, stack: ExitStack) -> None:
+        switch = self.topology.namespace(planned.SWITCH)
+        identity = planned.guest(self.options).identity
+        first_client = self.topology.namespace(planned.client_names(self.options)[0])
+        self._announcements = AnnouncementObserver(first_client, "eth0", identity)
+        stack.callback(self._announcements.close)
+        self._relearning = RelearnObserver(switch, identity.macs[0])
+        stack.callback(self._relearning.close)
+
+    def boot(self, import_path: Sequence[str]) -> dict[str, Any]:
+        """Start the guest on the first host. Raises CommandFailed with the guest's own word."""
+        description = planned.guest(self.options).as_json()
+        request = {"do": "boot", "guest": description, "import_path": list(import_path)}
+        return dict(self.agents[self.owner].line.ask(request, BOOT_DEADLINE_S))
+
+    def start_clients(self) -> int:
+        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
+        for client, probes in planned.probes(self.options).items():
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            argument = {
+                "name": client,
+                "probes": probes,
+                "trace": str(RECORDER),
+                "samples": str(self.folder / f"{client}.npz"),
+            }
+            self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
+            self.clients[client] = ClientControl(ours)
+            self._stack.callback(self.clients[client].close)
+        return sum(client.start()["connections"] for client in self.clients.values())
+
+    def watch(self, duration_s: float, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Let the lab run for so long, taking in what happens."""
+        end = time.monotonic() + duration_s
+        while (left := end - time.monotonic()) > 0:
+            self._wait((), left, on_event)
+
+    def migrate(
+        self, on_event: Callable[[dict[str, Any]], None], deadline_s: float, import_path: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Move the guest to the other host; returns the answers of source and target, each with ``error`` if
+        it failed.
+
+        `owner` is the guest's host afterwards. Raises ControlError when an agent is gone or silent.
+        """
+        source, target = self.owner, self.other(self.owner)
+        secret = secrets.token_hex(32)
+        receiving = {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
+        sending = {
+            "do": "migrate",
+            "secret": secret,
+            "address": planned.MIGRATION_ADDRESS[target],
+            "port": planned.MIGRATION_PORT,
+            "plan": self._plan(),
+        }
+        lines = {host: self.agents[host].line for host in (source, target)}
+        lines[target].ask(receiving | {"import_path": list(import_path)}, READY_DEADLINE_S)
+        lines[source].ask(sending, READY_DEADLINE_S)
+        answers: dict[str, dict[str, Any]] = {}
+        end = time.monotonic() + deadline_s
+        while len(answers) < 2:
+            self._wait(
+                [lines[host] for host in lines if host not in answers], end - time.monotonic(), on_event
+            )
+            for host, line in lines.items():
+                if host not in answers and (message := line.poll()) is not None:
+                    answers[host] = message.get("ok", message)
+            if time.monotonic() > end:
+                raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
+        if "error" not in answers[target]:
+            self.owner = target
+        return answers[source], answers[target]
+
+    def _plan(self) -> dict[str, Any]:
+        policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s
+        return {
+            "policy": {
+                "downtime_limit_ns": policy.downtime_limit_ns,
+                "max_rounds": policy.max_rounds,
+                "on_stall": policy.on_stall,
+            },
+            "precopy": self.options.mode == "live",
+            "rate_limit": None if rate is None else rate // 8,
+        }
+
+    def _wait(
+        self, lines: Sequence[Line], timeout_s: float, on_event: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Wait until one of `lines` has something, taking in events and what the switch and the clients
+        learn."""
+        if any(line.pending for line in lines):
+            timeout_s = 0
+        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *lines]
+        found = select.select(sources, [], [], max(timeout_s, 0))[0]
+        if self._relearning in found:
+            self.relearned += self._relearning.take()
+        if self._announcements in found:
+            self.sightings += self._announcements.take()
+        if self.recorder in found:
+            for event in self.recorder.receive():
+                on_event(event)
+
+    def other(self, host: str) -> str:
+        return planned.HOSTS[1 - planned.HOSTS.index(host)]
+
+    def guest_stats(self) -> dict[str, Any] | None:
+        """What the guest says of itself now."""
+        stats = self.agents[self.owner].line.ask({"do": "stats"}, READY_DEADLINE_S)
+        return None if stats is None else dict(stats)
+
+    def stop_clients(self, windows: Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:
+        """End every client's probes; returns their summaries, parted by the migrations' windows."""
+        return {name: client.stop(windows) for name, client in self.clients.items()}
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Bring all of it down."""
+        self._stack.close()
