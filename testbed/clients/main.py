@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import resource
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,24 @@ from typing import Any
 
 import numpy as np
 
+from netns.forkserver import ready
+from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
 from testbed.clients.loop import IN, Loop
+from testbed.clients.open_loop import OpenLoop
 from testbed.clients.probe import Probe
-from testbed.clients.spec import ClientSpec, ClosedLoopSpec, ProbeSpec, SpecError, parse
+from testbed.clients.ramp import Ramp
+from testbed.clients.spec import (
+    ChurnSpec,
+    ClientSpec,
+    ClosedLoopSpec,
+    OpenLoopSpec,
+    ProbeSpec,
+    RampSpec,
+    SpecError,
+    parse,
+)
 from testbed.measure.continuity import Window
 from testbed.measure.trace import Trace
 
@@ -38,27 +52,37 @@ _TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
 
 def main(argument: dict[str, Any], fds: Sequence[int]) -> int:
-    """Be the client that `argument` describes, controlled through `fds[0]`; returns the exit status.
+    """Entry for the fork server: be the client that `argument` describes, controlled through `fds[0]`.
 
-    0 after `stop`, or when the control connection was closed; 2 if the argument is wrong (the reason is sent
-    as `{"error": ...}`).
+    Says that it is ready once requests can be sent. The exit status is 0 after `stop` or when the control
+    connection was closed, and 2 if the argument is wrong; the reason then stands on stderr and is sent as
+    `{"error": ...}`.
     """
-    with ExitStack() as stack:
-        control = stack.enter_context(socket.socket(fileno=fds[0]))
+    with socket.socket(fileno=fds[0]) as control:
         control.settimeout(_CONTROL_TIMEOUT_S)
         try:
             spec = parse(argument)
         except SpecError as error:
+            print(error, file=sys.stderr)
             send_message(control, {"error": str(error)})
             return 2
+        serve(spec, control, ready)
+    return 0
+
+
+def serve(spec: ClientSpec, control: socket.socket, say_ready: Callable[[], None]) -> None:
+    """Be the client `spec` until `stop`, or until the other end of `control` is closed."""
+    with ExitStack() as stack:
         trace = stack.enter_context(closing(Trace(spec.name, spec.trace)))
         loop = stack.enter_context(closing(Loop()))
         _prefer_precision()
+        client = Client(spec, control, loop, trace)
         gc.collect()
         gc.freeze()
         gc.disable()
-        Client(spec, control, loop, trace).serve()
-    return 0
+        stack.callback(gc.enable)
+        say_ready()
+        client.serve()
 
 
 class Client:
@@ -216,7 +240,7 @@ def make_probes(spec: ClientSpec, loop: Loop, trace: Trace) -> list[Probe]:
     for probe_spec in spec.probes:
         probe = _make_probe(probe_spec, loop, trace, spec.name, first)
         probes.append(probe)
-        first += len(probe.members())
+        first += getattr(probe_spec, "connections", 1)
     return probes
 
 
@@ -224,8 +248,12 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
     match spec:
         case ClosedLoopSpec():
             return ClosedLoop(spec, loop, trace, client, first)
-        case _:
-            raise NotImplementedError(spec)
+        case OpenLoopSpec():
+            return OpenLoop(spec, loop, trace, first)
+        case RampSpec():
+            return Ramp(spec, loop, trace, first)
+        case ChurnSpec():
+            return Churn(spec, loop, trace, first)
 
 
 def _windows(request: dict[str, Any]) -> list[Window]:

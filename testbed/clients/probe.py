@@ -71,6 +71,8 @@ class Member(Stream):
         self.established_ns = t_ns
 
     def ended(self) -> None:
+        if not self.established_ns and self.failure is None:
+            self.failure = Failure("timeout", monotonic_ns())
         self.give_up()
 
     def give_up(self) -> None:
@@ -144,7 +146,7 @@ class Probe(ABC):
             member.finish()
 
     def closing(self) -> bool:
-        return any(member.state is not State.CLOSED for member in self.members())
+        return any(member.state not in (State.NEW, State.CLOSED) for member in self.members())
 
     def abandon(self) -> None:
         for member in self.members():
@@ -184,7 +186,6 @@ class Probe(ABC):
         for member in members:
             member.read_tcp_info()
         waits = self.waits(self.samples())
-        parts = split(waits, windows)
         rows = per_connection(members, waits, windows)
         return {
             "kind": self.kind,
@@ -193,10 +194,7 @@ class Probe(ABC):
             **counts(members),
             "skipped": self.skipped,
             "latest_ns": self.latest_ns,
-            "waits": figures(waits).as_json(),
-            "gap_ns": distribution([row["longest_ns"] for row in rows if row["longest_ns"] is not None]),
-            "during": [_window_report(part) for part in parts.during],
-            "quiet": [_window_report(part) for part in parts.quiet],
+            **window_reports(waits, windows),
             "per_connection": rows,
         }
 
@@ -248,6 +246,7 @@ def counts(members: Sequence[Member]) -> dict[str, Any]:
         members), "resets": reasons.count("reset"),
         "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "retransmits": sum(member.retransmits for member in members),
+        "retransmits_needless": sum(member.retransmits_needless for member in members),
         "bytes_lost": wrong.lost,
         "bytes_duplicated": wrong.duplicated,
         "bytes_corrupted": wrong.corrupted,
@@ -277,6 +276,7 @@ def per_connection(
                 "during_ns": [figures(part).longest_ns for part in parts.during],
                 "quiet_ns": [figures(part).longest_ns for part in parts.quiet],
                 "retransmits": member.retransmits,
+                "retransmits_needless": member.retransmits_needless,
                 "backoff": member.backoff,
                 "broken": member.broken.reason if member.broken else None,
                 "broken_at_ns": member.broken.t_ns if member.broken else None,
@@ -289,7 +289,20 @@ def per_connection(
     return rows
 
 
-def _window_report(part: Waits) -> dict[str, Any]:
+def window_reports(waits: Waits, windows: Sequence[Window]) -> dict[str, Any]:
+    """`waits`: figures of all; `during`: of each window; `quiet`: of the time before, between and after them.
+
+    Each has `gap_ns` too: p50, p99 and max over connections of the longest wait of each.
+    """
+    parts = split(waits, windows)
+    return {
+        "waits": _with_gap(waits),
+        "during": [_with_gap(part) for part in parts.during],
+        "quiet": [_with_gap(part) for part in parts.quiet],
+    }
+
+
+def _with_gap(part: Waits) -> dict[str, Any]:
     longest = [figures(own).longest_ns for own in part.by_connection().values()]
     return {**figures(part).as_json(), "gap_ns": distribution([gap for gap in longest if gap is not None])}
 

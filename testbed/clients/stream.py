@@ -15,10 +15,9 @@ from testbed.clients.loop import IN, OUT, Loop
 
 _RECEIVE_BYTES = 64 << 10
 
-# struct tcp_info of <linux/tcp.h>: five u8 to tcpi_backoff (byte 4); tcpi_total_retrans, a u32 at byte 100
-_TCP_INFO_BYTES = 104
-_BACKOFF = 4
-_TOTAL_RETRANS = struct.Struct("=100xI")
+# struct tcp_info of <linux/tcp.h>: u8 tcpi_backoff at byte 4, u32 tcpi_total_retrans at 100, tcpi_dsack_dups
+# at 216
+_TCP_INFO = struct.Struct("=4xB95xI112xI")
 
 
 class State(Enum):
@@ -68,6 +67,10 @@ class Stream:
         self.failure: Failure | None = None
         self.retransmits = 0
         """Segments that our side sent again, of any kind (tcpi_total_retrans)."""
+        self.retransmits_needless = 0
+        """So many of them the peer already had, and said so by D-SACK (RFC 2883): probes of a tail (RFC 8985,
+        7) that was late, not lost. With two segments under way Linux sends one after 2 RTT + 2 ms of
+        silence."""
         self.backoff = 0
         """How often the retransmission timer had been doubled when last looked at (tcpi_backoff)."""
         self.local_port = 0
@@ -120,6 +123,21 @@ class Stream:
             self._loop.change(self._socket.fileno(), IN | OUT)
         self._outbox += data
 
+    def offer(self, data: bytes) -> int:
+        """How many bytes of `data` the kernel took just now. Not to be mixed with :meth:`send`."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._fail(error)
+            return 0
+
+    def watch(self, events: int) -> None:
+        """Hear only of these events (and of errors, and of a reset) from now on. Not to be mixed with
+        :meth:`send`."""
+        self._loop.change(self._socket.fileno(), events)
+
     @property
     def backlog_bytes(self) -> int:
         """Bytes given to :meth:`send` that the kernel has not taken yet."""
@@ -140,11 +158,10 @@ class Stream:
             self._close()
 
     def read_tcp_info(self) -> None:
-        """Bring `retransmits` and `backoff` up to date; in CLOSED they stay what they last were."""
+        """Bring `retransmits` and its companions up to date; in CLOSED they stay what they last were."""
         if self.state not in (State.NEW, State.CLOSED):
-            information = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            self.backoff = information[_BACKOFF]
-            (self.retransmits,) = _TOTAL_RETRANS.unpack(information)
+            information = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            self.backoff, self.retransmits, self.retransmits_needless = _TCP_INFO.unpack(information)
 
     # Events
 
