@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 from netns.namespace import Namespace
 from testbed.kernel import packet
@@ -46,10 +47,15 @@ class EgressWatch:
             ),
         )
 
-    def times(self) -> list[int]:
-        """Times (CLOCK_REALTIME, ns) of the frames since the last call, oldest first; ends the watch."""
+    def times_ns(self) -> list[int]:
+        """Times (CLOCK_MONOTONIC) of the frames since the last call, oldest first; ends the watch.
+
+        The kernel stamps frames with CLOCK_REALTIME; the distance of the two clocks is taken now, so a step
+        of the former in between would show.
+        """
         packet.attach_filter(self._packet, assemble([reject()]))
-        return self._ring.times()
+        apart_ns = time.monotonic_ns() - time.time_ns()
+        return [t_ns + apart_ns for t_ns in self._ring.times()]
 
     def close(self) -> None:
         self._ring.close()

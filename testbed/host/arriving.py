@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -39,6 +38,7 @@ class ArrivingGuest:
         self._listeners: dict[int, socket.socket] = {}
         self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self._cut = False
+        self._open_ns = 0
 
     @property
     def guest(self) -> HostedGuest:
@@ -114,6 +114,7 @@ class ArrivingGuest:
 
     def start(self, frames: Sequence[bytes]) -> int:
         network = self.guest.network
+        self._open_ns = self._trace.event("mark", name="opened")
         network.port.open()
         for one, state in self._connections.values():
             release(one, state, False, self._injector)
@@ -129,8 +130,8 @@ class ArrivingGuest:
 
     def first_heard_ns(self) -> int | None:
         """When the guest's first frame left this host (CLOCK_MONOTONIC); None where it has not spoken."""
-        times = self.guest.network.egress.times()
-        return times[0] + time.monotonic_ns() - time.time_ns() if times else None
+        heard_ns = self.guest.network.egress.times_ns()
+        return min((t_ns for t_ns in heard_ns if t_ns >= self._open_ns), default=None)
 
     def settle(self) -> HostedGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,13 +36,14 @@ class DepartingGuest:
         self._listening: list[socket.socket] = []
         self._paused = False
         self._cut = False
+        self._cut_ns = 0
         self._registers: dict[str, Any] = {}
         self._listeners: list[tuple[int, int]] = []
         self._connections: list[tuple[int, int]] = []
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.refrozen = 0
         self.last_heard_ns: int | None = None
-        """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent before the pause."""
+        """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent."""
         self.counts: dict[str, int] = {}
 
     def describe(self) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ class DepartingGuest:
         self._trace.event("mark", name="paused", t_ns=answer["t_ns"])
         self._cut = True
         network.cut()
-        self._trace.event("mark", name="cut")
+        self._cut_ns = self._trace.event("mark", name="cut")
         self._registers = answer["registers"]
         self._listeners = [(slot, fd) for slot, fd, kind in sockets if kind == "listener"]
         self._connections = [(slot, fd) for slot, fd, kind in sockets if kind == "connection"]
@@ -144,8 +144,8 @@ class DepartingGuest:
 
     def delete(self) -> None:
         """Take the last figures of this host's part of the network, then remove all of the guest."""
-        times = self._guest.network.egress.times()
-        self.last_heard_ns = times[-1] + time.monotonic_ns() - time.time_ns() if times else None
+        heard_ns = self._guest.network.egress.times_ns()
+        self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._cut_ns), default=None)
         self.counts = self._guest.network.counts
         self._give_back_sockets()
         self._guest.close()
