@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 
 from netns.links import LinkError, Links
 from netns.namespace import Namespace
+from netns.observe import carries
 from netns.paths import demand_universe
 from netns.steps import (
     AddAddress,
@@ -33,6 +35,9 @@ _QUIET_IPV6 = (
 )
 _SYSCTL = Path("/proc/sys")
 _CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
+
+
+_CARRIER_DEADLINE_S = 5.0
 
 
 class TopologyError(Exception):
@@ -107,6 +112,7 @@ def apply(plan: Iterable[Step]) -> Topology:
                     builder.do(step)
                 except (LinkError, OSError) as error:
                     raise TopologyError(f"{step.describe()}: {error}") from error
+            builder.await_carriers()
         undo.pop_all()
     return topology
 
@@ -118,6 +124,7 @@ class _Builder:
         self._topology = topology
         self._links: dict[str, Links] = {}
         self._undo = ExitStack()
+        self._wires: list[tuple[str, str]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -135,9 +142,10 @@ class _Builder:
                 write_sysctl(self._topology.namespace(node), name, value)
             case MakeBridge(node, ifname, mac, mtu):
                 self._links[node].add_bridge(ifname, mac, mtu)
-            case MakeVeth(node, ifname, mac, peer_node, peer_ifname, peer_mac, mtu):
+            case MakeVeth(index, node, ifname, mac, peer_node, peer_ifname, peer_mac, mtu):
                 peer = self._topology.namespace(peer_node)
-                self._links[node].add_veth(ifname, mac, peer, peer_ifname, peer_mac, mtu)
+                self._links[node].add_veth(ifname, mac, peer, peer_ifname, peer_mac, mtu, index)
+                self._wires += [(node, ifname), (peer_node, peer_ifname)]
             case Enslave(node, ifname, bridge):
                 self._links[node].enslave(ifname, bridge)
             case AddAddress(node, ifname, address):
@@ -146,6 +154,20 @@ class _Builder:
                 self._links[node].limit_rate(ifname, rate_mbit)
             case BringUp(node, ifname):
                 self._links[node].set_up(ifname)
+
+    def await_carriers(self) -> None:
+        """Return when every link carries: the kernel tells a bridge a little after the interface has been set
+        up.
+        """
+        end_s = time.monotonic() + _CARRIER_DEADLINE_S
+        while self._wires:
+            node, ifname = self._wires[-1]
+            if carries(self._topology.namespace(node), ifname):
+                self._wires.pop()
+            elif time.monotonic() > end_s:
+                raise TopologyError(f"{node}/{ifname} has no carrier after {_CARRIER_DEADLINE_S:g} s")
+            else:
+                time.sleep(0.001)  # until the next look; not worth a subscription in every node
 
     def _make_node(self, node: str, congestion_control: str) -> None:
         namespace = self._topology.add_node(node)

@@ -7,6 +7,7 @@ imported when the first one is opened (a quarter of a second), not before.
 from __future__ import annotations
 
 import ipaddress
+import random
 import socket
 from types import TracebackType
 from typing import Any, Self
@@ -36,13 +37,26 @@ class Links:
         self._index: dict[str, int] = {}
 
     def add_veth(
-        self, ifname: str, mac: str, peer: Namespace, peer_ifname: str, peer_mac: str, mtu: int
+        self,
+        ifname: str,
+        mac: str,
+        peer: Namespace,
+        peer_ifname: str,
+        peer_mac: str,
+        mtu: int,
+        index: int | None = None,
     ) -> None:
-        """A veth pair, one end here, the other in `peer`; both down. `mtu` in bytes, of the frame's
-        payload.
+        """A veth pair, one end here, the other in `peer`; both down. `mtu` in bytes, of a frame's payload.
+
+        The near end gets the number `index` (None: a high one by chance), which must differ from the far
+        end's, for which the kernel takes the next free one. Were they equal, the kernel would take the
+        interface for one that is nobody's peer, and tell its carrier to a bridge and to us up to a second
+        late (net/core/link_watch.c, linkwatch_urgent_event). In two fresh namespaces they are equal as a
+        rule.
         """
+        index = index if index is not None else random.randrange(1 << 16, 1 << 30)
         far_end = {"ifname": peer_ifname, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer.fd}
-        near_end = {"ifname": ifname, "address": mac, "mtu": mtu}
+        near_end = {"index": index, "ifname": ifname, "address": mac, "mtu": mtu}
         self._ask(f"veth {ifname}", "link", "add", kind="veth", peer=far_end, **near_end)
 
     def add_bridge(self, ifname: str, mac: str, mtu: int) -> None:

@@ -46,7 +46,8 @@ _NUD_NAMES = {
 }
 
 # <linux/if_link.h>
-_IFLA_IFNAME, _IFLA_STATS64 = 3, 23
+_IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_STATS64 = 3, 16, 23
+_IF_OPER_UP = 6  # <linux/if.h>
 
 _NLMSG = struct.Struct("=IHHII")  # struct nlmsghdr
 _NDMSG = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, ifindex, state, flags, type
@@ -142,6 +143,17 @@ def counters(namespace: Namespace) -> dict[str, Counters]:
     with _Route(namespace) as route:
         links = [dict(_attributes(body, _IFINFO.size)) for body in route.links()]
     return {_text(link[_IFLA_IFNAME]): Counters(*_STATS.unpack_from(link[_IFLA_STATS64])) for link in links}
+
+
+def carries(namespace: Namespace, ifname: str) -> bool:
+    """Whether an interface is up and its wire too, so that a bridge forwards from it. ObserveError if there
+    is none.
+    """
+    with _Route(namespace) as route:
+        for link in (dict(_attributes(body, _IFINFO.size)) for body in route.links()):
+            if _text(link[_IFLA_IFNAME]) == ifname:
+                return link[_IFLA_OPERSTATE][0] == _IF_OPER_UP
+    raise ObserveError(f"{namespace.name}: there is no interface {ifname}")
 
 
 class ForwardingWatch:

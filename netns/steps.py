@@ -51,8 +51,12 @@ class MakeBridge:
 class MakeVeth:
     """A pair of interfaces, each the other end of one wire, down. Offloads stay on: frames of up to 64 KiB
     pass.
+
+    `index` is the near end's number, and unlike any that the kernel gives the far end: see
+    `links.Links.add_veth`.
     """
 
+    index: int
     node: str
     ifname: str
     mac: str
@@ -81,8 +85,11 @@ class Enslave:
 
 @dataclass(frozen=True, slots=True)
 class AddAddress:
-    """An address with its prefix length. IPv6 without duplicate address detection: usable at once, nothing is
-    sent.
+    """An address with its prefix length. IPv6 without duplicate address detection, so that it is usable at
+    once.
+
+    Whoever has an IPv6 address joins the multicast group that belongs to it, and says so: two MLD reports
+    within a second of the interface coming up. No switch of the kernel's turns these off.
     """
 
     node: str

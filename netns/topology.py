@@ -48,6 +48,9 @@ LOWEST_RATE_MBIT = 0.01
 HIGHEST_RATE_MBIT = 34_000.0
 """A token bucket's rate is 32 bits of bytes a second."""
 
+_FIRST_INDEX = 1000
+"""Above every number that the kernel chooses in a new namespace: see `links.Links.add_veth`."""
+
 _MTU = range(68, 65536)  # RFC 791; ETH_MAX_MTU
 _MTU_IPV6 = 1280  # RFC 8200
 _LONGEST_IFNAME = 15  # IFNAMSIZ less its NUL
@@ -165,9 +168,9 @@ def _steps(spec: Spec) -> Iterator[Step]:
             for address in bridge.addresses:
                 yield AddAddress(node.name, bridge.ifname, address)
             yield BringUp(node.name, bridge.ifname)
-    for link in spec.links:
+    for number, link in enumerate(spec.links):
         a, b = link.a, link.b
-        yield MakeVeth(a.node, a.ifname, _mac(a), b.node, b.ifname, _mac(b), link.mtu)
+        yield MakeVeth(_FIRST_INDEX + number, a.node, a.ifname, _mac(a), b.node, b.ifname, _mac(b), link.mtu)
         for end in (a, b):
             yield from _end_steps(end, link.rate_mbit)
 
