@@ -6,6 +6,7 @@ Documentation/admin-guide/mm/pagemap.rst (the bits of an entry).
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_entries(fd: int, address: int, pages: int) -> Words:
     while wanted:
         part = os.pread(fd, wanted, offset)
         if not part:
-            raise ProcessLookupError(f"pagemap ends {wanted} bytes early: the process is gone")
+            raise ProcessLookupError(errno.ESRCH, f"pagemap ends {wanted} bytes early: no such process")
         parts.append(part)
         wanted -= len(part)
         offset += len(part)

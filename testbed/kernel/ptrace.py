@@ -7,6 +7,7 @@ has seized only the same thread may detach.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from testbed.kernel.checked import check
@@ -44,7 +45,7 @@ def wait(tid: int) -> int:
     """
     _, status = os.waitpid(tid, WALL)
     if not os.WIFSTOPPED(status):
-        raise ProcessLookupError(f"thread {tid} has ended")
+        raise ProcessLookupError(errno.ESRCH, f"thread {tid} has ended")
     return 0 if status >> 16 == PTRACE_EVENT_STOP else os.WSTOPSIG(status)
 
 

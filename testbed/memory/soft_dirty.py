@@ -15,6 +15,7 @@ in the page table; verification would find such a page, and this tracker is not 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,20 +73,30 @@ def stopped(pid: int) -> Iterator[None]:
 
     Raises OSError without the right to trace it, or once it is gone; whatever was stopped runs again then.
     """
-    pending: dict[int, int] = {}
+    held_back: dict[int, int] = {}
     try:
         # A thread that was not yet stopped may have started another: look until there is nothing new.
-        while fresh := _threads(pid) - pending.keys():
+        while fresh := _threads(pid) - held_back.keys():
             for tid in fresh:
                 ptrace.seize(tid)
                 ptrace.interrupt(tid)
-                pending[tid] = ptrace.wait(tid)
+                held_back[tid] = ptrace.wait(tid)
         yield
     finally:
-        for tid, signal in pending.items():
+        for tid, signal in held_back.items():
             with suppress(ProcessLookupError):  # killed meanwhile, which no stop holds up
                 ptrace.detach(tid, signal)
 
 
 def _threads(pid: int) -> set[int]:
-    return {int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()}
+    """The threads of process `pid`. ProcessLookupError once it has ended, also where its parent does not know
+    yet.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        tids = {int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()}
+    except FileNotFoundError:
+        state = "X"
+    if state in "ZX":
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+    return tids
