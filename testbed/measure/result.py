@@ -47,7 +47,7 @@ class Ram(_Model):
 
 
 class Gap(_Model):
-    """Longest waits in ms. p50 and p99 are over requests, max is the longest that any client waited."""
+    """The distribution over connections of the longest wait of each, in ms."""
 
     p50: float | None
     p99: float | None

@@ -1,0 +1,43 @@
+"""What must hold for a run to have passed. Pure: a result in, verdicts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from testbed.measure.result import Check, Clients, Migration
+
+
+def judge(
+    migrations: Sequence[Migration], clients: Clients, faults: Sequence[str], *, hold: bool
+) -> list[Check]:
+    """Every check, in the order in which a person wants to know."""
+    completed = sum(one.outcome == "completed" for one in migrations)
+    verified = sum(one.ram.verified for one in migrations if one.outcome == "completed")
+    dropped = sum(one.network.frames_dropped for one in migrations)
+    count = len(migrations)
+    return [
+        _check("migrated", completed == count, f"{completed} of {count} migrations completed"),
+        _check("verified", verified == completed, f"RAM proved equal in {verified} of {completed}"),
+        _none("connections broken", clients.broken),
+        _none("resets", clients.resets),
+        _none("connects failed", clients.failed_connects),
+        _none("bytes lost, duplicated or corrupted", _damaged(clients)),
+        _check("frames dropped", not (hold and dropped), _dropped(dropped, hold)),
+        _check("guest", not faults, faults[0] if faults else "no handler of the program raised"),
+    ]
+
+
+def _damaged(clients: Clients) -> int:
+    return clients.bytes_lost + clients.bytes_duplicated + clients.bytes_corrupted
+
+
+def _dropped(dropped: int, hold: bool) -> str:
+    return f"{dropped or 'none'}" if hold else f"{dropped or 'none'}, as holding was off"
+
+
+def _check(name: str, passed: bool, detail: str) -> Check:
+    return Check(name=name, passed=passed, detail=detail)
+
+
+def _none(name: str, count: int) -> Check:
+    return _check(name, count == 0, str(count) if count else "none")

@@ -1,0 +1,187 @@
+"""One run: a lab is brought up, its guest migrates under the eyes of its clients, and what they saw is
+written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from testbed.measure.result import Guest, Migration, Outcome, Result
+from testbed.scenario import outcome
+from testbed.scenario.checks import judge
+from testbed.scenario.environment import environment
+from testbed.scenario.lab import Lab
+from testbed.scenario.options import Options
+
+AFTERMATH_S = 1.0
+"""How long clients are watched after a migration: the announcement schedule ends after 0.8 s, a
+retransmission takes 0.2 s."""
+MIGRATION_DEADLINE_S = 600.0
+
+
+class Witness(Protocol):
+    """Is told of a run while it goes on."""
+
+    def say(self, text: str) -> None: ...
+    def migration(self, source: str, target: str, number: int, of: int) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class _Log:
+    """What happened so far."""
+
+    told: list[outcome.Told] = field(default_factory=list)
+    windows: list[tuple[int, int]] = field(default_factory=list)
+
+
+def make_folder(root: Path, name: str) -> Path:
+    """A new folder for a run: ``<time>-<name>`` under `root`. Raises OSError where it cannot be made."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        folder = root / f"{stamp}-{name}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(17, "too many runs in one second", str(root))
+
+
+def run(
+    options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
+) -> Result:
+    """Run `options` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
+    migration that failed. Raises what brings a lab down before there is anything to judge.
+    """
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    begun_ns = time.monotonic_ns()
+    log = _Log()
+    with Lab(options, folder, witness.say) as lab:
+        witness.say(f"guest: {options.program} on {lab.owner}")
+        booted = lab.boot(import_path)
+        up_ms = (time.monotonic_ns() - begun_ns) / 1e6
+        connections = lab.start_clients()
+        witness.say(
+            f"clients: {connections} connections; {options.baseline_ns / 1e9:g} s of normal service first"
+        )
+        lab.watch(options.baseline_ns / 1e9, witness.event)
+        for number in range(1, options.migrations + 1):
+            witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
+            _migrate(lab, log, witness.event, import_path)
+            if "error" in log.told[-1].source_answer:
+                break
+        stats = lab.guest_stats() if _guest_lives(log) else None
+        witness.say("clients finish what they asked")
+        summaries = lab.stop_clients(log.windows)
+        lab.watch(0.01, witness.event)
+        events = lab.recorder.events
+        surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
+        surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
+    _write_events(folder, events)
+    result = _result(options, name, started_at, log, summaries, stats, surroundings)
+    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+    return result
+
+
+def _guest_lives(log: _Log) -> bool:
+    return "in_doubt" not in log.told[-1].source_answer or not log.told[-1].source_answer["in_doubt"]
+
+
+def _migrate(
+    lab: Lab, log: _Log, on_event: Callable[[dict[str, Any]], None], import_path: Sequence[str]
+) -> None:
+    events_before = len(lab.recorder.events)
+    sightings_before, relearned_before = len(lab.sightings), len(lab.relearned)
+    source, target = lab.owner, lab.other(lab.owner)
+    ordered_ns = time.monotonic_ns()
+    source_answer, target_answer = lab.migrate(on_event, MIGRATION_DEADLINE_S, import_path)
+    ended_ns = time.monotonic_ns()
+    lab.watch(AFTERMATH_S, on_event)
+    stats = lab.guest_stats() if "error" not in target_answer else None
+    counts = stats["counts"] if stats else {}
+    learned = [one.t_ns for one in lab.relearned[relearned_before:] if one.port == target]
+    log.windows.append((ordered_ns, ended_ns))
+    log.told.append(
+        outcome.Told(
+            source=source,
+            target=target,
+            ordered_ns=ordered_ns,
+            ended_ns=ended_ns,
+            source_answer=source_answer,
+            target_answer=target_answer | ({"counts": counts} if counts else {}),
+            events=lab.recorder.events[events_before:],
+            sightings=len(lab.sightings) - sightings_before,
+            relearned_ns=learned[0] if learned else None,
+            announcements_sent=counts.get("announcements_sent", 0),
+        )
+    )
+
+
+def _result(
+    options: Options,
+    name: str,
+    started_at: str,
+    log: _Log,
+    summaries: dict[str, dict[str, Any]],
+    stats: dict[str, Any] | None,
+    surroundings: dict[str, Any],
+) -> Result:
+    migrations = [
+        outcome.migration(told, options.ram_bytes, outcome.gap_during(summaries, number))
+        for number, told in enumerate(log.told)
+    ]
+    clients = outcome.clients(summaries)
+    told_of_guest = (stats or {}).get("guest", {})
+    faults = list(told_of_guest.get("fault_lines", []))
+    worst = max(migrations, key=lambda one: one.blackout_ms or 0.0)
+    return Result(
+        name=name,
+        started_at=started_at,
+        outcome=_overall(migrations),
+        mode=options.mode,
+        total_ms=worst.total_ms,
+        blackout_ms=worst.blackout_ms,
+        blackout_parts_ms=worst.blackout_parts_ms,
+        network_gap_ms=worst.network_gap_ms,
+        rounds=worst.rounds,
+        ram=worst.ram,
+        clients=clients,
+        network=outcome.summed([one.network for one in migrations], worst.network),
+        guest=Guest(
+            program=options.program,
+            steps=told_of_guest.get("steps", 0),
+            faults=faults,
+            dirty_rate_pages_per_s=told_of_guest.get("load", {}).get("achieved_pages_per_s"),
+        ),
+        checks=judge(migrations, clients, faults, hold=options.hold),
+        migrations=migrations,
+        options=options.as_dict(),
+        environment=surroundings,
+    )
+
+
+def _overall(migrations: Sequence[Migration]) -> Outcome:
+    outcomes = {one.outcome for one in migrations}
+    return "failed" if "failed" in outcomes else "rolled-back" if "rolled-back" in outcomes else "completed"
+
+
+def _write_events(folder: Path, events: list[dict[str, Any]]) -> None:
+    with (folder / "events.jsonl").open("w") as file:
+        for event in sorted(events, key=lambda one: one["t_ns"]):
+            file.write(json.dumps(event, separators=(",", ":")) + "\n")
+
+
+def give_to_caller(folder: Path) -> None:
+    """Under sudo the folder is root's: give it to the user who asked. Does nothing for anybody else."""
+    uid, gid = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
+    if os.geteuid() != 0 or uid is None or gid is None:
+        return
+    for path in (folder.parent, folder, *folder.iterdir()):
+        os.chown(path, int(uid), int(gid))
