@@ -94,7 +94,6 @@ class KvCodec:
     def request(self) -> bytes:
         asks = self._requests
         self._requests += 1
-        self._last = self._due
         if asks % 2 == 0:
             self._value = pattern(asks // 2 * self._size, self._size)
             self._due = b"+OK\r\n"
@@ -123,7 +122,8 @@ class KvCodec:
 
     def finish(self) -> None:
         if self._due:
-            self.integrity.lost += max(0, len(self._due) - len(self._buffer))
+            self.integrity.lost += max(1, len(self._due) - len(self._buffer))
+            self._due = b""
 
     def _odd_reply(self, buffer: bytes, due: bytes) -> bool:
         """A reply that is not the one due: is it complete?"""
@@ -198,6 +198,7 @@ class HttpCodec:
         """How many bytes a missing reply would have had is not known: one stands for all."""
         if self._waiting:
             self.integrity.lost += 1
+            self._waiting = False
 
     def _judge(self, status: bytes, body: bytes) -> None:
         if status != b"200":

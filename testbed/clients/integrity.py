@@ -42,7 +42,8 @@ class StreamChecker:
         self._undecided = b""
 
     def feed(self, data: bytes, end: int | None = None) -> None:
-        """Take in the next bytes. `end` is the offset where the stream ends as far as the peer can know it.
+        """Take in the next bytes. `end` is the offset beyond which the peer can send nothing yet (None: it
+        can).
 
         Fewer than eight odd bytes at the end of `data` do not tell a jump from an altered byte. They wait for
         more, unless the stream could not go on beyond them (`end`).
@@ -56,7 +57,7 @@ class StreamChecker:
             at = self._skip_right(data, at)
             window = data[at : at + WINDOW]
             if len(window) < WINDOW:
-                if end is not None and self.position + len(window) < end:
+                if end is None or self.position + len(window) < end:
                     self._undecided = window
                     return
                 self._count_altered(window)
