@@ -11,8 +11,8 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from testbed.tcp.freeze import freeze, unchanged
 from testbed.tcp.handshakes import HalfOpen
@@ -41,14 +41,15 @@ def _move(address: str, family: socket.AddressFamily, connections: int, unread: 
     gc.freeze()
 
     states: list[ConnectionState] = _each("freeze", freeze, servers)
-    _each("unchanged", lambda pair: unchanged(*pair), list(zip(servers, states, strict=True)))
+    _each("unchanged", lambda pair: unchanged(pair[0], pair[1]), zip(servers, states, strict=True))
     encoded = _each("encode", encode, states)
     decoded = _each("decode", decode, encoded)
     for server in servers:
         server.close()
     prepared = _each("prepare", lambda _: prepare(family), states)
-    thawed = _each("thaw", lambda pair: thaw(*pair), list(zip(decoded, prepared, strict=True)))
-    _each("release", lambda pair: release(*pair, False), list(zip(thawed, states, strict=True)))
+    assert decoded == states
+    thawed = _each("thaw", lambda pair: thaw(pair[0], pair[1]), zip(states, prepared, strict=True))
+    _each("release", lambda pair: release(pair[0], pair[1], False), zip(thawed, states, strict=True))
     with HalfOpen() as half_open:
         _each("half-open", lambda _: half_open.count(), range(20))
     for client, server in zip(clients, thawed, strict=True):
@@ -58,10 +59,10 @@ def _move(address: str, family: socket.AddressFamily, connections: int, unread: 
         server.close()
 
 
-def _each(what: str, do: Callable[..., T], items: object) -> list[T]:
+def _each(what: str, do: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     took_ns = []
     results = []
-    for item in items:  # type: ignore[attr-defined]
+    for item in items:
         began_ns = time.perf_counter_ns()
         results.append(do(item))
         took_ns.append(time.perf_counter_ns() - began_ns)

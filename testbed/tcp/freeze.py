@@ -125,6 +125,13 @@ def _read(sock: socket.socket, options: SocketOptions) -> ConnectionState:
 
 
 def _peek(sock: socket.socket, length: int) -> bytes:
+    if sock.gettimeout():
+        # Python would first wait for something to read, which a send queue never gives.
+        twin = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
+        try:
+            return _peek(twin, length)
+        finally:
+            twin.detach()
     # One byte more than there should be: a short buffer on the send queue is EFAULT, and more than was
     # counted means that the queue is not what we think it is.
     data = sock.recv(length + 1, _PEEK)

@@ -104,12 +104,12 @@ def release(
     those speak that owe something: bytes, a FIN, an acknowledgement (the peer would repeat itself in 200 ms).
     `injector` is needed by half-closed connections that owe an acknowledgement; missing, it is made here.
     """
-    if state.state == CLOSE:
-        return
     due = state.acknowledgement_due
     kernel.repair_off(sock, probe=probe or due)
     options = state.options
     apply_reuse(sock, options)
+    if state.state == CLOSE:
+        return
     if options.cork:
         sock.setsockopt(kernel.SOL_TCP, kernel.TCP_CORK, 1)
     if state.unsent:

@@ -56,8 +56,10 @@ class Stage:
         self._port(name, DISABLED)
 
     def plug(self, name: str) -> None:
-        """The port of `name` forwards."""
+        """The port of `name` forwards, and the bridge sends there what is for the guest."""
         self._port(name, FORWARDING)
+        entry = netlink.forwarding_entry(bytes.fromhex(MAC.replace(":", "")), self._index(name), sticky=False)
+        self._commands.request(netlink.prepare(entry))
 
     def know_neighbour(self, name: str, address: str, mac: str) -> None:
         """Let `name` believe for good that `address` has `mac`; frames to a wrong one reach nobody."""
@@ -65,9 +67,17 @@ class Stage:
             eth0 = inside.link_lookup(ifname="eth0")[0]
             inside.neigh("replace", dst=address, lladdr=mac, ifindex=eth0, state=0x80)  # NUD_PERMANENT
 
+    def swap(self) -> None:
+        """Source and target change places: the next move goes back."""
+        self.source, self.target = self.target, self.source
+
     def _port(self, name: str, state: int) -> None:
-        index = self._route.link_lookup(ifname=name)[0]
-        self._commands.request(netlink.prepare(netlink.port_state(index, state)))
+        self._commands.request(netlink.prepare(netlink.port_state(self._index(name), state)))
+
+    def _index(self, name: str) -> int:
+        member: Namespace = getattr(self, name)
+        index: int = self._route.link_lookup(ifname=member.name)[0]
+        return index
 
 
 @contextmanager

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from testbed.tcp.freeze import freeze, unchanged
-from testbed.tcp.state import decode, encode
-from testbed.tcp.thaw import prepare, release, thaw
-from tests.system.tcp_stage import GUEST_4, GUEST_6, Stage, stage
+from testbed.kernel import tcp_repair as kernel
+from testbed.kernel.tcp_repair import TcpState
+from testbed.tcp.freeze import freeze, unchanged, unfreeze
+from tests.system.tcp_moves import Pair, arrived, connect, quiet, readable, tcp_state, wait_until
+from tests.system.tcp_stage import CLIENT_4, CLIENT_6, GUEST_4, GUEST_6, Stage, stage, sysctl
 
 pytestmark = pytest.mark.universe
+
+BOTH = pytest.mark.parametrize("address", [GUEST_4, GUEST_6])
+NOWHERE = "02:00:00:00:00:99"
 
 
 @pytest.fixture
@@ -21,30 +26,381 @@ def lab() -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.parametrize("address", [GUEST_4, GUEST_6])
-def test_an_idle_connection_goes_on(lab, address):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with lab.source.entered():
-        listener = socket.create_server((address, 7000), family=family)
-    with lab.client.entered():
-        client = socket.create_connection((address, 7000))
-    server, _ = listener.accept()
-    client.sendall(b"x" * 1000)
-    assert server.recv(1000) == b"x" * 1000
+# --- established, by what stands in the queues
+
+
+@BOTH
+@pytest.mark.parametrize("probe", [True, False])
+def test_an_idle_connection(lab, address, probe):
+    pair = connect(lab, address)
+    pair.talk()
+    pair.move(probe=probe)
+    pair.talk()
+    assert pair.retransmitted == 0
+    pair.end()
+
+
+@BOTH
+@pytest.mark.parametrize("count", [1, 5000, 60000])
+def test_unread_bytes(lab, address, count):
+    pair = connect(lab, address)
+    pair.client_sends(count)
+    wait_until(lambda: arrived(pair.server) == count and quiet(pair.client))
+    assert len(pair.freeze().unread) == count
+    pair.move()
+    pair.drain()
+    pair.talk()
+    assert pair.retransmitted == 0
+    pair.end()
+
+
+@BOTH
+def test_bytes_that_were_sent_and_lost(lab, address):
+    """Sent into the cut, so never acknowledged: the target sends them again, and each once."""
+    pair = connect(lab, address)
+    pair.talk()
     lab.cut("source")
-    state = freeze(server)
-    print(state, len(encode(state)))
-    moved = decode(encode(state))
-    assert moved == state
-    with lab.target.entered():
-        there = thaw(moved, prepare(family))
-    assert unchanged(server, state)
-    server.close()
-    lab.plug("target")
-    release(there, moved, probe=True)
-    client.settimeout(5)
-    client.sendall(b"hello")
-    there.settimeout(5)
-    assert there.recv(10) == b"hello"
-    there.sendall(b"world")
-    assert client.recv(10) == b"world"
+    pair.server_sends(20000)
+    assert len(pair.freeze().sent) > 0
+    pair.move()
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+@BOTH
+def test_bytes_that_arrived_but_whose_acknowledgement_did_not(lab, address):
+    """The client has them: the target offers them again, and the client takes none twice."""
+    pair = connect(lab, address)
+    pair.talk()
+    before = freeze(pair.server)
+    unfreeze(pair.server, before)
+    pair.server_sends(3000)
+    wait_until(lambda: arrived(pair.client) == 3000)
+    state = pair.freeze()
+    late = replace(state, sent=pair_pattern(pair, 3000), unsent=b"", write_seq=state.write_seq)
+    pair.move(edit=lambda _: late)
+    pair.drain()
+    pair.talk()
+    assert not arrived(pair.client)
+    pair.end()
+
+
+def pair_pattern(pair: Pair, count: int) -> bytes:
+    """The last `count` bytes that the server wrote."""
+    from testbed.measure.pattern import pattern
+
+    return pattern(pair.to_client - count, count)
+
+
+@BOTH
+def test_a_client_that_does_not_read(lab, address):
+    """Window of the client at zero, megabytes written and never sent."""
+    pair = connect(lab, address)
+    pair.server_fills()
+    state = pair.freeze()
+    assert state.window.snd_wnd < 65536
+    assert len(state.unsent) > 100_000
+    pair.move()
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+@BOTH
+def test_a_server_that_does_not_read(lab, address):
+    """Our own window at zero, the client holding what found no room."""
+    pair = connect(lab, address)
+    pair.client_fills()
+    assert len(pair.freeze().unread) > 50_000
+    pair.move()
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+@BOTH
+def test_both_directions_full(lab, address):
+    pair = connect(lab, address)
+    pair.client_fills()
+    pair.server_fills()
+    pair.move()
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+def test_a_window_that_the_source_had_tuned_large_is_kept(lab):
+    """The client may send all that it was offered at once: the target has room for it, nothing is sent twice."""
+    pair = connect(lab)
+    for _ in range(40):
+        pair.talk(400_000)
+    state = pair.freeze()
+    assert state.options.receive_buffer_bytes > 1 << 20
+    pair.move()
+    assert pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= state.options.receive_buffer_bytes - 1
+    assert pair.server.getsockopt(socket.SOL_SOCKET, kernel.SO_BUF_LOCK) == 0
+    pair.client_fills()
+    pair.drain()
+    assert pair.retransmitted == 0
+
+
+def test_there_and_back_and_there_again(lab):
+    pair = connect(lab)
+    for number in range(6):
+        pair.talk(50_000)
+        pair.client_sends(100)
+        pair.move()
+        lab.swap()
+        assert pair.retransmitted == 0, number
+    pair.drain()
+    pair.end()
+
+
+# --- half-closed and closing
+
+
+@BOTH
+@pytest.mark.parametrize("unread", [0, 5000])
+def test_close_wait(lab, address, unread):
+    pair = connect(lab, address)
+    pair.client_sends(unread)
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: tcp_state(pair.client) == TcpState.FIN_WAIT2)
+    assert pair.freeze().state == TcpState.CLOSE_WAIT
+    pair.move()
+    assert tcp_state(pair.server) == TcpState.CLOSE_WAIT
+    pair.server_sends(5000)
+    pair.drain()
+    pair.end()
+    assert pair.retransmitted == 0
+
+
+@BOTH
+def test_fin_wait2(lab, address):
+    pair = connect(lab, address)
+    pair.server_sends(5000)
+    pair.server.shutdown(socket.SHUT_WR)
+    wait_until(lambda: tcp_state(pair.server) == TcpState.FIN_WAIT2)
+    pair.client_sends(500)
+    wait_until(lambda: arrived(pair.server) == 500)
+    assert pair.freeze().state == TcpState.FIN_WAIT2
+    pair.move()
+    assert tcp_state(pair.server) == TcpState.FIN_WAIT2
+    pair.client_sends(5000)
+    pair.drain()
+    pair.end()
+    assert pair.retransmitted == 0
+
+
+@BOTH
+@pytest.mark.parametrize("count", [0, 5000])
+def test_fin_wait1_with_a_lost_fin(lab, address, count):
+    pair = connect(lab, address)
+    pair.talk()
+    lab.cut("source")
+    if count:
+        pair.server_sends(count)
+    pair.server.shutdown(socket.SHUT_WR)
+    state = pair.freeze()
+    assert (state.state, state.our_fin_unsent, len(state.sent)) == (TcpState.FIN_WAIT1, False, count)
+    pair.move()
+    assert tcp_state(pair.server) == TcpState.FIN_WAIT1
+    pair.client_sends(100)
+    pair.drain()
+    pair.end()
+
+
+@BOTH
+def test_fin_wait1_with_a_fin_behind_unsent_bytes(lab, address):
+    pair = connect(lab, address)
+    pair.server_fills()
+    pair.server.shutdown(socket.SHUT_WR)
+    state = pair.freeze()
+    assert (state.state, state.our_fin_unsent) == (TcpState.FIN_WAIT1, True)
+    pair.move()
+    pair.client_sends(100)
+    pair.drain()
+    pair.end()
+
+
+@BOTH
+@pytest.mark.parametrize("count", [0, 5000])
+def test_last_ack(lab, address, count):
+    pair = connect(lab, address)
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: tcp_state(pair.client) == TcpState.FIN_WAIT2)
+    lab.cut("source")
+    if count:
+        pair.server_sends(count)
+    pair.server.shutdown(socket.SHUT_WR)
+    assert pair.freeze().state == TcpState.LAST_ACK
+    pair.move()
+    assert tcp_state(pair.server) == TcpState.LAST_ACK
+    pair.drain()
+    pair.end()
+    wait_until(lambda: tcp_state(pair.server) == TcpState.CLOSE)
+
+
+@BOTH
+def test_last_ack_with_unsent_bytes(lab, address):
+    pair = connect(lab, address)
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: tcp_state(pair.client) == TcpState.FIN_WAIT2)
+    pair.server_fills()
+    pair.server.shutdown(socket.SHUT_WR)
+    state = pair.freeze()
+    assert (state.state, state.our_fin_unsent) == (TcpState.LAST_ACK, True)
+    pair.move()
+    pair.drain()
+    pair.end()
+
+
+@BOTH
+@pytest.mark.parametrize("unread", [0, 3000])
+def test_closing(lab, address, unread):
+    """Both ends have ended their direction at the same time, and our FIN was lost."""
+    pair = connect(lab, address)
+    pair.talk()
+    lab.know_neighbour("source", CLIENT_6 if ":" in address else CLIENT_4, NOWHERE)
+    pair.server.shutdown(socket.SHUT_WR)
+    pair.client_sends(unread)
+    pair.client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: tcp_state(pair.server) == TcpState.CLOSING)
+    pair.freeze()
+    pair.move()
+    pair.drain()
+    pair.end()
+
+
+@BOTH
+def test_a_connection_that_is_over_still_gives_what_was_not_read(lab, address):
+    pair = connect(lab, address)
+    pair.client_sends(3000)
+    wait_until(lambda: arrived(pair.server) == 3000)
+    pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    pair.client.close()
+    wait_until(lambda: tcp_state(pair.server) == TcpState.CLOSE)
+    assert pair.freeze().state == TcpState.CLOSE
+    pair.move()
+    assert tcp_state(pair.server) == TcpState.CLOSE
+    while pair.read_by_server < 3000:
+        pair._read(pair.server)
+    assert pair.server.recv(1) == b""
+    with pytest.raises(BrokenPipeError):
+        pair.server.send(b"x")
+
+
+# --- what the handshake agreed on
+
+
+@BOTH
+@pytest.mark.parametrize("without", ["tcp_window_scaling", "tcp_sack", "tcp_timestamps"])
+def test_a_client_without(lab, address, without):
+    sysctl(lab.client, f"net/ipv4/{without}", "0")
+    pair = connect(lab, address)
+    pair.talk(200_000)
+    before = pair.freeze()
+    offered = offer(pair.client)
+    pair.move()
+    after = kernel.tcp_info(pair.server)
+    assert (after.options, after.scales) == (before.handshake_options, before.peer_scale | before.our_scale << 4)
+    pair.talk(1000)
+    assert offer(pair.client) > offered // 2, "the window that the client sees has collapsed"
+    pair.talk(2_000_000)
+    assert pair.retransmitted == 0
+    pair.end()
+
+
+@BOTH
+def test_a_client_with_small_segments(lab, address):
+    pair = connect(lab, address, lambda client: client.setsockopt(kernel.SOL_TCP, kernel.TCP_MAXSEG, 700))
+    pair.talk()
+    assert pair.freeze().maximum_segment == 700
+    pair.move()
+    kernel.repair_on(pair.server)
+    assert kernel.maximum_segment(pair.server) == 700
+    kernel.repair_off(pair.server, probe=False)
+    pair.talk(100_000)
+    pair.end()
+
+
+def offer(client: socket.socket) -> int:
+    """Bytes that the server offered to take, as the client knows it (tcp_info: tcpi_snd_wnd, Linux 5.4)."""
+    data = client.getsockopt(kernel.SOL_TCP, kernel.TCP_INFO, 232)
+    return int.from_bytes(data[228:232], "little")
+
+
+# --- rollback
+
+
+@BOTH
+def test_a_frozen_connection_goes_on_at_the_source_after_a_rollback(lab, address):
+    pair = connect(lab, address)
+    pair.talk()
+    pair.client_sends(100)
+    wait_until(lambda: arrived(pair.server) == 100)
+    state = pair.freeze()
+    unfreeze(pair.server, state)
+    lab.plug("source")
+    assert pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == state.options.reuse_address == 1
+    pair.talk()
+    assert pair.retransmitted == 0
+    pair.end()
+
+
+def test_closing_a_frozen_socket_tells_its_peer_nothing(lab):
+    pair = connect(lab)
+    pair.talk()
+    freeze(pair.server)
+    pair.server.close()
+    assert not readable(pair.client, 0.2)
+
+
+# --- what is owed, and negative controls
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_acknowledgement_that_was_due_is_given(lab, forgotten):
+    """The source took a byte and had not acknowledged it. Forgotten, the client sends it again."""
+    pair = connect(lab)
+    for _ in range(20):
+        pair.client_sends(1)
+        pair.drain()
+        pair.server_sends(1)
+        pair.drain()
+    pair.client_sends(1)
+    state = pair.freeze()
+    assert state.acknowledgement_due
+    settled = replace(state, window=state.window._replace(rcv_wup=state.rcv_nxt))
+    pair.move(probe=False, edit=lambda state: settled if forgotten else state)
+    wait_until(lambda: quiet(pair.client))
+    assert (pair.retransmitted > 0) == forgotten
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_clock_of_timestamps_that_runs_backwards_cuts_the_client_off(lab, restored):
+    """RFC 7323, PAWS: what looks older than what was heard is dropped."""
+    pair = connect(lab)
+    pair.talk()
+    old = replace(pair.freeze(), timestamp=pair.state.timestamp - 1_000_000 & 0xFFFFFFFF)
+    pair.move(edit=lambda state: state if restored else old)
+    pair.server_sends(100)
+    assert readable(pair.client, 10.0 if restored else 2.5) == restored
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_a_frozen_socket_hears_is_lost_so_the_cut_comes_first(lab, in_order):
+    pair = connect(lab)
+    pair.talk()
+    if in_order:
+        lab.cut("source")
+    pair.state = freeze(pair.server)
+    pair.client_sends(10)
+    if not in_order:
+        wait_until(lambda: quiet(pair.client))
+    assert unchanged(pair.server, pair.state) == in_order
+    lab.cut("source")
+    pair.move()
+    # In order the client sends it again; acknowledged to the frozen socket, it never does.
+    assert readable(pair.server, 10.0 if in_order else 2.5) == in_order

@@ -1,0 +1,169 @@
+"""A client and a server's connection on the stage, and its move from source to target."""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from testbed.kernel import tcp_repair as kernel
+from testbed.measure.pattern import pattern
+from testbed.tcp.freeze import freeze, unchanged
+from testbed.tcp.injector import Injector
+from testbed.tcp.state import ConnectionState, decode, encode
+from testbed.tcp.thaw import prepare, release, thaw
+from tests.system.tcp_stage import GUEST_4, Stage
+
+PORT = 7000
+PATIENCE_S = 15.0
+"""Far more than anything here takes on a busy machine; the restored retransmission timer is one second."""
+
+
+@dataclass
+class Pair:
+    """One connection. Bytes either way follow the pattern; the counts say how far each direction is."""
+
+    lab: Stage
+    client: socket.socket
+    server: socket.socket
+    state: ConnectionState | None = None
+    to_client: int = 0
+    to_server: int = 0
+    read_by_client: int = 0
+    read_by_server: int = 0
+
+    def client_sends(self, count: int) -> None:
+        """`count` bytes into the client's socket, which takes them all."""
+        self.client.sendall(pattern(self.to_server, count))
+        self.to_server += count
+
+    def server_sends(self, count: int) -> None:
+        """`count` bytes into the server's socket, which takes them all."""
+        self.server.sendall(pattern(self.to_client, count))
+        self.to_client += count
+
+    def client_fills(self) -> None:
+        """Write until the server's window and the client's buffer are full."""
+        self.to_server += _fill(self.client, self.to_server)
+
+    def server_fills(self) -> None:
+        """Write until the client's window and the server's buffer are full."""
+        self.to_client += _fill(self.server, self.to_client)
+
+    def drain(self) -> None:
+        """Read on both sides all that was written, and check each byte."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while self.read_by_client < self.to_client or self.read_by_server < self.to_server:
+            assert time.monotonic() < deadline_s, f"stuck: {self}"
+            readers = [self.client, self.server]
+            for reader in select.select(readers, [], [], 0.1)[0]:
+                self._read(reader)
+
+    def _read(self, reader: socket.socket) -> None:
+        data = reader.recv(1 << 16, socket.MSG_DONTWAIT)
+        if reader is self.client:
+            assert data == pattern(self.read_by_client, len(data))
+            self.read_by_client += len(data)
+        else:
+            assert data == pattern(self.read_by_server, len(data))
+            self.read_by_server += len(data)
+
+    def talk(self, count: int = 3000) -> None:
+        """Both sides write and read `count` bytes, a piece at a time."""
+        for piece in [10_000] * (count // 10_000) + [count % 10_000]:
+            self.client_sends(piece)
+            self.server_sends(piece)
+            self.drain()
+
+    def freeze(self) -> ConnectionState:
+        """Cut the source, read the server's socket, and see that the peer was not heard in between."""
+        self.lab.cut("source")
+        self.state = freeze(self.server)
+        assert unchanged(self.server, self.state)
+        return self.state
+
+    def move(self, *, probe: bool = True, edit: Callable[[ConnectionState], ConnectionState] | None = None) -> None:
+        """Freeze (where that is not done yet), thaw from the encoded bytes, plug in and release."""
+        state = self.state or self.freeze()
+        moved = decode(encode(edit(state) if edit else state))
+        assert isinstance(moved, ConnectionState)
+        with self.lab.target.entered(), Injector() as injector:
+            there = thaw(moved, prepare(state.family), injector)
+            self.server.close()
+            self.lab.plug("target")
+            release(there, moved, probe, injector)
+        there.settimeout(PATIENCE_S)
+        self.server, self.state = there, None
+
+    def end(self) -> None:
+        """Both sides end what they have not ended yet; both hear the other's end, and nobody a reset."""
+        for one, other in ((self.server, self.client), (self.client, self.server)):
+            if kernel.tcp_info(one).state in (kernel.TcpState.ESTABLISHED, kernel.TcpState.CLOSE_WAIT):
+                one.shutdown(socket.SHUT_WR)
+            assert readable(other)
+            assert other.recv(1) == b""
+        for sock in (self.server, self.client):
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+    @property
+    def retransmitted(self) -> int:
+        """Segments that the client sent again."""
+        return kernel.tcp_info(self.client).total_retrans
+
+
+def connect(lab: Stage, address: str = GUEST_4, prepare_client: Callable[[socket.socket], object] | None = None) -> Pair:
+    """A connection from `client` to `source`; its listener is gone."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with lab.source.entered():
+        listener = socket.create_server((address, PORT), family=family)
+    with lab.client.entered():
+        client = socket.socket(family)
+        if prepare_client:
+            prepare_client(client)
+        client.settimeout(PATIENCE_S)
+        client.connect((address, PORT))
+    server, _ = listener.accept()
+    listener.close()
+    server.settimeout(PATIENCE_S)
+    return Pair(lab, client, server)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Ask until it holds; some states of a socket have no event."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never came to hold"
+        time.sleep(0.001)
+
+
+def readable(sock: socket.socket, timeout_s: float = PATIENCE_S) -> bool:
+    """Whether bytes, the end or an error come within `timeout_s`."""
+    return bool(select.select([sock], [], [], timeout_s)[0])
+
+
+def tcp_state(sock: socket.socket) -> int:
+    """The kernel's number of the connection's state."""
+    return kernel.tcp_info(sock).state
+
+
+def quiet(sock: socket.socket) -> bool:
+    """Whether all that `sock` wrote is acknowledged."""
+    return kernel.outq(sock) == 0
+
+
+def arrived(sock: socket.socket) -> int:
+    """Bytes that wait to be read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, kernel.SIOCINQ, bytes(4)))
+    return int(count)
+
+
+def _fill(sock: socket.socket, offset: int) -> int:
+    """Write until the socket takes nothing for a tenth of a second, that is until the peer is full as well."""
+    total = 0
+    while select.select([], [sock], [], 0.1)[1]:
+        total += sock.send(pattern(offset + total, 1 << 16), socket.MSG_DONTWAIT)
+    return total
