@@ -228,11 +228,11 @@ def _unavailable(step: str, number: int | None, error: str) -> UniverseUnavailab
 
 def _remedy(number: int | None) -> str:
     """What to do about it, from what the kernel's switches say now."""
-    if os.geteuid() == 0 and not launcher.privileged():
-        return "this root lacks CAP_SYS_ADMIN (a container?): start the container privileged"
     to_set = [f"sysctl {name}={allow}" for name, forbid, allow in _SWITCHES if _sysctl(name) == forbid]
     if to_set:
-        return f"run it as root, or let root allow it to users: {' and '.join(to_set)}"
+        return f"run it as root, or let the machine's root allow it to users: {' and '.join(to_set)}"
+    if os.geteuid() == 0:
+        return "this root lacks CAP_SYS_ADMIN, as in a container: start the container privileged"
     if number == errno.ENOSPC:
         return "run it as root, or let root raise the limit that is reached: sysctl user.max_*_namespaces"
     return "run it as root; a container's seccomp profile, or a kernel without namespaces, forbids it"
