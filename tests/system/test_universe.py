@@ -21,7 +21,6 @@ from netns.forkserver import spawn
 from netns.namespace import Namespace, names
 from tests.conftest import require
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 DEADLINE_S = 30.0
@@ -218,7 +217,7 @@ def test_sigkill_leaves_nothing(victim: str) -> None:
 
 
 def test_sigkill_leaves_nothing_of_an_ordinary_users_universe() -> None:
-    require("root, to become an ordinary user", os.geteuid() == 0)
+    require("root", os.geteuid() == 0)
     require("user namespaces for ordinary users", _nobody_may)
     with _caller(NOBODY) as caller:
         assert Path(f"/proc/{caller.first}").stat().st_uid == NOBODY
@@ -265,29 +264,30 @@ def test_all_is_gone_when_run_returns() -> None:
 
 
 def _told_by_signal(received: signal.Signals) -> str:
-    """What main of a caller that gets this signal says of it."""
-    script = """
-import os, signal, sys
-from netns import universe
-def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    try:
-        print("up", flush=True)
-        os.read(os.pipe()[0], 1)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-sys.exit(universe.run(main))
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-    ) as caller:  # fmt: skip
-        assert caller.stdout is not None
-        assert caller.stdout.readline() == "up\n"
-        os.killpg(caller.pid, received)  # as a terminal does: to all of the foreground's processes
-        said = caller.stdout.read().strip()
-        assert caller.wait(DEADLINE_S) == 1
-        return said
+    """What main says of it when this signal comes to the caller and, as from a terminal, to its process group."""
+    read, write = os.pipe()
+
+    def main() -> int:
+        signal.signal(signal.SIGTERM, lambda *_: os.write(write, b"terminated") and os._exit(1))
+        try:
+            os.write(write, b"up")
+            os.read(os.pipe()[0], 1)
+        except KeyboardInterrupt:
+            os.write(write, b"interrupted")
+        return 1
+
+    caller = os.fork()
+    if caller == 0:
+        os.setsid()
+        os._exit(universe.run(main))
+    os.close(write)
+    assert os.read(read, 100) == b"up"
+    os.killpg(caller, received)
+    said = os.read(read, 100).decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(caller, 0)[1]) == 1
+    assert os.read(read, 1) == b""  # said once, and all are gone
+    os.close(read)
+    return said
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_limit_of_none_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(launcher, "privileged", lambda: False)
 
     def main() -> int:
-        assert Path("/proc/self/uid_map").read_text().split()[2] == "1"  # the limit below is not the machine's
+        assert Path("/proc/self/uid_map").read_text().split()[2] == "1"  # the limit is not the machine's
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
         with pytest.raises(universe.UniverseUnavailable) as refused:
             universe.check()
