@@ -11,6 +11,7 @@ a page; it is no protection against somebody who can choose the contents of a pa
 from __future__ import annotations
 
 import sys
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +47,10 @@ class PageDigests:
             raise ValueError(
                 f"{len(self.table)} digests for {region.pages} pages of RAM, asked up to page {pages.end}"
             )
-        for start, count in pages.runs:
-            rows = map(xxh3_64_intdigest, region.array[start : start + count])
-            self.table[start : start + count] = np.fromiter(rows, np.uint64, count)
+        starts, ends = pages.runs[:, 0].tolist(), pages.runs.sum(axis=1).tolist()
+        rows = chain.from_iterable(map(region.array.__getitem__, map(slice, starts, ends)))
+        # One pass for all runs: what a round dirtied is often thousands of runs of one page.
+        self.table[pages.indices()] = np.fromiter(map(xxh3_64_intdigest, rows), np.uint64, len(pages))
 
     def root(self) -> bytes:
         """The digest of the table: 16 bytes, equal exactly where the tables are equal, on every architecture.

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from testbed.memory.pages import PAGE_BYTES, Integers, PageSet
+from testbed.memory.pages import PAGE_BYTES, PageSet
 
 MADV_POPULATE_WRITE = 23
 """<asm-generic/mman-common.h>, since Linux 5.14; Python 3.11's mmap module does not name it."""
@@ -141,10 +141,8 @@ class Region:
         candidates = pages.indices()
         for word in SAMPLES:
             candidates = candidates[self._words[candidates, word] == 0]
-        rows = PageSet.from_indices(candidates).pieces(BLOCK_PAGES)
-        found: list[Integers] = [
-            start + np.flatnonzero(~self._words[start : start + count].any(axis=1)) for start, count in rows
-        ]
+        blocks = (candidates[at : at + BLOCK_PAGES] for at in range(0, len(candidates), BLOCK_PAGES))
+        found = [block[~self._words[block].any(axis=1)] for block in blocks]
         return PageSet.from_indices(np.concatenate(found)) if found else PageSet.empty()
 
     def close(self) -> None:

@@ -139,6 +139,16 @@ def test_it_is_not_silent_about_not_being_started(tracker: DirtyTracker, guest: 
         tracker.collect()
 
 
+def test_tracking_takes_no_memory_of_pages_never_touched(tracker: DirtyTracker, guest: GuestProcess) -> None:
+    """A guest of many GiB that uses few must not come to cost them all because it is tracked."""
+    guest.write(range(50))
+    tracker.start()
+    guest.write(range(40, 60), 2)
+    tracker.collect()
+    tracker.stop()
+    assert guest.subject.region.touched() == PageSet.all(60)
+
+
 def test_every_other_page(tracker: DirtyTracker, guest: GuestProcess) -> None:
     tracker.start()
     guest.write(range(1, PAGES, 2))
