@@ -115,8 +115,8 @@ class Load:
         """The next `count` writes, whatever is due."""
         first = self.written
         pages = pages_of(self.spec, first, count)
-        words = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-        self._pages[pages, first % (PAGE_BYTES // 8)] = words
+        numbers = np.arange(first, first + count, dtype=np.uint64)
+        self._pages[pages, numbers % np.uint64(PAGE_BYTES // 8)] = numbers + np.uint64(1)
         self._position[0] = first + count
 
     def wait_ns(self, now_ns: int) -> int:

@@ -126,6 +126,7 @@ class Service:
         self._clock = clock
         self._linger_ns = linger_ns
         self._lingering: dict[Connection, int] = {}
+        self._bulk = min(BULK_BYTES, program.inbox_limit_bytes)
         self._scratch = memoryview(bytearray(BULK_BYTES))
 
     # -- connections come and go -------------------------------------------------------------------------
@@ -249,8 +250,8 @@ class Service:
             self.program.received(connection)
         except Exception as error:
             self._fault("received", error, connection)
-        if count == len(room) and words[base + IN_CAPACITY] < BULK_BYTES:  # larger reads will cost less
-            self._resize(connection, min(BULK_BYTES, words[base + IN_CAPACITY] * 2 + 16))
+        if count == len(room) and words[base + IN_CAPACITY] < self._bulk:  # larger reads will cost less
+            self._resize(connection, min(self._bulk, words[base + IN_CAPACITY] * 2 + 16))
         # The common case: nothing waits, nothing was asked for.
         if words[base] != OPEN or words[base + OUT_END] or connection.armed != EPOLLIN:
             self._settle(connection)

@@ -1,9 +1,10 @@
 """A key-value server on port 6379 that speaks RESP: redis-cli, redis-benchmark and redis-py work with it
 unchanged.
 
-The commands are those of :data:`COMMANDS`. Requests come as arrays of bulk strings or as inline lines,
-pipelined as the client likes; values have up to 512 KiB. When RAM is full, a write is answered with -OOM
-and the rest goes on. Protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/
+The commands are those of :data:`COMMANDS`, and MULTI, EXEC, DISCARD (but no WATCH). Requests come as arrays
+of bulk strings or as inline lines, pipelined as the client likes; values have up to 512 KiB. When RAM is
+full, a write is answered with -OOM and the rest goes on. Protocol:
+https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from testbed.guest.heap import OutOfMemory
 from testbed.guest.program import Program
 from testbed.guest.programs.resp import RESP2, RESP3, Dialect, ProtocolError, parse
 from testbed.guest.programs.store import Store
+from testbed.guest.programs.transaction import STATE_BYTES, Session
 
 BATCH = 32
 """Commands carried out in one step."""
@@ -41,7 +43,7 @@ class Then(Enum):
 class KeyValue(Program):
     port = 6379
     inbox_limit_bytes = 4 << 20
-    connection_state_bytes = 8  # the version of the protocol, when the client chose one
+    connection_state_bytes = STATE_BYTES
 
     def attach(self) -> None:
         # An eighth of RAM stays for the connections: their inboxes hold requests before they are stored.
@@ -77,10 +79,12 @@ class KeyValue(Program):
         if then is Then.MORE and not connection.congested:
             connection.again()
 
+    def closed(self, connection: Connection) -> None:
+        Session(self.memory, connection.state).discard()
+
     def _carry_out(self, connection: Connection, replies: list[bytes]) -> tuple[int, Then]:
         """Execute up to a batch of commands; returns how much of the inbox they took, and what follows."""
-        inbox = connection.inbox
-        dialect = RESP3 if connection.state[0] == RESP3.version else RESP2
+        inbox, session = connection.inbox, Session(self.memory, connection.state)
         data, at, reply_bytes = bytes(inbox[:GLANCE_BYTES]), 0, 0
         for _ in range(BATCH):
             if at >= len(inbox):
@@ -91,14 +95,11 @@ class KeyValue(Program):
                 command = parse(data, at)
             if command is None:
                 return at, Then.WAIT
-            words, at = command
+            start, (words, at) = at, command
             if not words:
                 continue
             name = words[0].upper()
-            if name == b"HELLO" and words[1:2] in ([b"2"], [b"3"]):
-                dialect = RESP3 if words[1] == b"3" else RESP2
-                connection.state[0] = dialect.version
-            reply = self._execute(name, words, dialect)
+            reply = self._answer(name, words, session, data[start:at])
             replies.append(reply)
             reply_bytes += len(reply)
             if name == b"QUIT":
@@ -107,26 +108,79 @@ class KeyValue(Program):
                 break
         return at, Then.MORE if at < len(inbox) else Then.WAIT
 
+    def _answer(self, name: bytes, words: list[bytes], session: Session, raw: bytes) -> bytes:
+        """Answer one command, which may be kept for EXEC instead of being executed."""
+        if name in SESSION_COMMANDS:
+            return WRONG_NUMBER % name.lower() if len(words) > 1 else self._transact(name, session)
+        if name == b"HELLO" and words[1:2] in ([b"2"], [b"3"]):
+            session.dialect = RESP3 if words[1] == b"3" else RESP2
+        if not session.queueing:
+            return self._execute(name, words, session.dialect)
+        refusal = self._refusal(name, words)
+        if refusal is None:
+            try:
+                session.add(raw)
+                return b"+QUEUED\r\n"
+            except OutOfMemory:
+                refusal = OUT_OF_MEMORY
+        session.spoil()
+        return refusal
+
+    def _transact(self, name: bytes, session: Session) -> bytes:
+        """MULTI, EXEC, DISCARD. What EXEC carries out is one step, however long: nobody may see half of it.
+        """
+        if name == b"MULTI":
+            if session.queueing:
+                return b"-ERR MULTI calls can not be nested\r\n"
+            session.begin()
+            return OK
+        if not session.queueing:
+            return b"-ERR %b without MULTI\r\n" % name
+        if name == b"DISCARD":
+            session.discard()
+            return OK
+        spoilt = session.spoilt
+        count, commands = session.take()
+        if spoilt:
+            return b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+        replies, at = [b"*%d\r\n" % count], 0
+        while at < len(commands):
+            command = parse(commands, at)
+            if command is None:
+                raise ProtocolError("ERR a kept command has no end")  # it was whole when it was kept
+            words, at = command
+            replies.append(self._execute(words[0].upper(), words, session.dialect))
+        return b"".join(replies)
+
     def _check_wait(self, waiting_bytes: int) -> None:
         """Refuse a command that is longer than an inbox, or than memory, can become."""
         if waiting_bytes > self.inbox_limit_bytes - (64 << 10):
             raise ProtocolError("ERR Protocol error: too big request")
-        if waiting_bytes > GLANCE_BYTES and self.memory.heap.free_bytes < 3 * waiting_bytes:
-            raise ProtocolError("OOM no memory for a request of this size")
+        heap = self.memory.heap
+        if waiting_bytes > GLANCE_BYTES and heap.free_bytes < 3 * waiting_bytes:
+            self.store.reclaim()
+            if heap.free_bytes < 3 * waiting_bytes:
+                raise ProtocolError("OOM no memory for a request of this size")
 
     def _execute(self, name: bytes, words: list[bytes], dialect: Dialect) -> bytes:
-        found = COMMANDS.get(name)
-        if found is None:
-            shown = " ".join(f"'{word[:64].decode('latin-1')}'" for word in words[1:4])
-            text = f"-ERR unknown command '{_shown(words[0])}', with args beginning with: {shown}"
-            return text.replace("\r", " ").replace("\n", " ").encode("latin-1") + b"\r\n"
-        arity, function = found
-        if len(words) != arity if arity > 0 else len(words) < -arity:
-            return WRONG_NUMBER % name.lower()
+        refusal = self._refusal(name, words)
+        if refusal is not None:
+            return refusal
         try:
-            return function(self, words, dialect)
+            return COMMANDS[name][1](self, words, dialect)
         except OutOfMemory:
             return OUT_OF_MEMORY
+
+    def _refusal(self, name: bytes, words: list[bytes]) -> bytes | None:
+        """Why these words are no command, or None."""
+        if name not in COMMANDS:
+            shown = " ".join(f"'{_shown(word)}'" for word in words[1:4])
+            text = f"-ERR unknown command '{_shown(words[0])}', with args beginning with: {shown}\r\n"
+            return text.encode("latin-1")
+        arity = COMMANDS[name][0]
+        if len(words) != arity if arity > 0 else len(words) < -arity:
+            return WRONG_NUMBER % name.lower()
+        return None
 
     # -- the commands ------------------------------------------------------------------------------------
 
@@ -250,6 +304,7 @@ def _shown(word: bytes) -> str:
     return word[:128].decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
+SESSION_COMMANDS = (b"MULTI", b"EXEC", b"DISCARD")
 COMMANDS: dict[bytes, tuple[int, Callable[[KeyValue, list[bytes], Dialect], bytes]]] = {
     b"PING": (-1, KeyValue._ping),
     b"ECHO": (2, KeyValue._echo),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from testbed.guest.heap import OutOfMemory
@@ -84,7 +85,7 @@ class Store:
         """Store all `pairs`, or none: OutOfMemory beforehand when they would not fit as new records."""
         need = sum(_HEAD_BYTES + len(key) + len(value) + 24 for key, value in pairs)
         if self._heap.free_bytes - need < self._reserve:
-            self._sweep(len(self._buckets))
+            self.reclaim()
             if self._heap.free_bytes - need < self._reserve:
                 raise OutOfMemory(f"no room for {len(pairs)} values of {need} bytes together")
         for key, value in pairs:
@@ -102,6 +103,10 @@ class Store:
         """Forget every key, at once; the memory comes back little by little."""
         self._state[_EPOCH] = (self._state[_EPOCH] + 1) & 0xFFFF_FFFF
         self._state[_KEYS] = self._state[_SWEPT] = 0
+
+    def reclaim(self) -> None:
+        """Free at once what was cleared: when memory has run out."""
+        self._sweep(len(self._buckets))
 
     def _next(self, offset: int) -> int:
         following: int = _RECORD.unpack_from(self._ram, offset)[0]
@@ -132,7 +137,7 @@ class Store:
                         raise
             if self._swept() >= len(self._buckets):
                 break
-            self._sweep(len(self._buckets))
+            self.reclaim()
         raise OutOfMemory(f"no room for {size} bytes beside the {self._reserve} that are kept")
 
     def _unlink(self, hashed: int, offset: int, before: int) -> None:
@@ -157,7 +162,8 @@ class Store:
         epoch, ram = self._state[_EPOCH], self._ram
         start = self._swept()
         stop = min(len(self._buckets), start + most)
-        for bucket in range(start, stop):
+        used = np.flatnonzero(np.frombuffer(self._buckets[start:stop], np.uint64)).tolist()
+        for bucket in (start + index for index in used):
             before, offset = 0, self._buckets[bucket]
             while offset:
                 following, _, record_epoch, _, _, _ = _RECORD.unpack_from(ram, offset)
