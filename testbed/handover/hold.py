@@ -52,7 +52,9 @@ class FrameHold:
             raise
 
     def start(self) -> None:
-        """Forget what was held so far, and what was dropped. Right before `GuestPort.cut`."""
+        """Forget what was held so far, and what was dropped. Once a migration, right before `GuestPort.cut`: frames
+        of an earlier cut that nobody has drained are lost by it.
+        """
         self.drain()
         self._count_drops()
         self._dropped = 0
@@ -142,6 +144,8 @@ class FrameRelease:
         packet.bind(self._packet, port, 0)
         self.released = 0
         self.dropped = 0
+        self.retried = 0
+        """Times that a frame found the guest's backlog full. The wire counts each as a drop of its own."""
 
     def release(self, frames: Iterable[bytes], *, rewrite: tuple[bytes, bytes] | None = None) -> int:
         """Hand `frames` (as `drain` gives them) to the guest in their order; returns how many it got. 3 us a
@@ -168,6 +172,7 @@ class FrameRelease:
                         now_ns = time.monotonic_ns()
                         patience_ends_ns = patience_ends_ns or now_ns + self.BACKLOG_PATIENCE_NS
                         if now_ns < patience_ends_ns:
+                            self.retried += 1
                             os.sched_yield()
                             continue
                     elif error.errno not in (errno.EINVAL, errno.EMSGSIZE):
