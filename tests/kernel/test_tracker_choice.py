@@ -17,6 +17,7 @@ from testbed.memory.pages import PAGE_BYTES, PageSet
 from testbed.memory.region import Region
 from testbed.memory.tracking import NAMES, Capability, Subject, TrackerUnavailable, choose, probe
 from tests.conftest import require
+from tests.kernel.features import has, require_tracker
 from tests.kernel.guest_process import guest_process
 
 ALL = [Capability(name, True) for name in NAMES]
@@ -45,10 +46,9 @@ def test_auto_takes_the_best_and_tells_what_it_passed_over(region: Region) -> No
 
 
 def test_the_userfaultfd_comes_first_and_is_closed_with_whatever_is_chosen() -> None:
+    require_tracker("userfaultfd")
     for name, chosen in [("auto", "userfaultfd"), ("userfaultfd", "userfaultfd"), ("digest", "digest")]:
         with Region.create(PAGE_BYTES) as region, guest_process(region) as guest:
-            if guest.subject.userfaultfd is None:
-                pytest.skip(f"userfaultfd is not there: {guest.subject.refusal}")
             fd = guest.take_userfaultfd()[0]
             choice = choose(name, guest.subject, ALL)
             assert choice.tracker.name == chosen
@@ -78,11 +78,21 @@ def test_the_probe_names_every_tracker_and_leaves_nothing() -> None:
     before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a folder of the kernel
     capabilities = probe()
     assert [capability.name for capability in capabilities] == list(NAMES)
-    assert capabilities[2].available, "comparing works everywhere"
     assert all(bool(capability.reason) != capability.available for capability in capabilities)
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - the same
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_probe_finds_what_the_kernel_has(name: str) -> None:
+    """Of what is not there it says so, and of what is there it does not say that it were missing."""
+    try:
+        there = has(name)
+    except OSError:
+        there = False
+    (capability,) = probe([name])
+    assert capability.available == there, capability.reason
 
 
 def universe_is_there() -> bool:
@@ -156,9 +166,7 @@ def test_the_probe_says_what_old_kernels_lack(monkeypatch: pytest.MonkeyPatch) -
     def unknown(*_: object, **__: object) -> tuple[int, int]:
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
-    (here,) = probe(["userfaultfd"])
-    if not here.available:
-        pytest.skip(f"userfaultfd is not there: {here.reason}")
+    require_tracker("userfaultfd")
     monkeypatch.setattr(pagemap, "scan", unknown)
     (capability,) = probe(["userfaultfd"])
     assert "PAGEMAP_SCAN" in capability.reason

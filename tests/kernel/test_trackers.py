@@ -18,24 +18,12 @@ from testbed.kernel import userfaultfd as uffd
 from testbed.memory import soft_dirty
 from testbed.memory.pages import PAGE_BYTES, PageSet
 from testbed.memory.region import Region
-from testbed.memory.tracking import NAMES, DirtyTracker, probe
+from testbed.memory.tracking import NAMES, DirtyTracker
 from testbed.memory.userfaultfd import REGIONS, UserfaultfdTracker
-from tests.conftest import require
+from tests.kernel.features import require_tracker
 from tests.kernel.guest_process import SCRIBBLED_WORD, GuestProcess, guest_process
 
 PAGES = 4096
-
-FEATURES = {"userfaultfd": "userfaultfd-wp-async", "soft-dirty": "soft-dirty", "digest": "digest"}
-"""What a machine must have for each tracker, in the words of TESTBED_REQUIRE."""
-
-
-def available(name: str) -> bool:
-    """Whether tracker `name` works here, or an exception that says why not, for :func:`require`."""
-    (capability,) = probe([name])
-    if not capability.available:
-        raise OSError(capability.reason)
-    return True
-
 
 @pytest.fixture
 def guest() -> Iterator[GuestProcess]:
@@ -46,7 +34,7 @@ def guest() -> Iterator[GuestProcess]:
 @pytest.fixture(params=NAMES)
 def tracker(request: pytest.FixtureRequest, guest: GuestProcess) -> Iterator[DirtyTracker]:
     name = request.param
-    require(FEATURES[name], lambda: available(name))
+    require_tracker(name)
     with closing(guest.tracker(name)) as tracker:
         assert tracker.name == name
         yield tracker
@@ -54,7 +42,7 @@ def tracker(request: pytest.FixtureRequest, guest: GuestProcess) -> Iterator[Dir
 
 @pytest.fixture
 def userfaultfd(guest: GuestProcess) -> Iterator[DirtyTracker]:
-    require(FEATURES["userfaultfd"], lambda: available("userfaultfd"))
+    require_tracker("userfaultfd")
     with closing(guest.tracker("userfaultfd")) as tracker:
         yield tracker
 
@@ -200,7 +188,7 @@ def test_a_dead_guest_is_not_one_that_writes_nothing(tracker: DirtyTracker, gues
 
 def test_more_runs_than_one_scan_returns(guest: GuestProcess) -> None:
     """The walk goes on where the result was full. (The other trackers have no result that could be full.)"""
-    require(FEATURES["userfaultfd"], lambda: available("userfaultfd"))
+    require_tracker("userfaultfd")
     many = REGIONS * 5
     with Region.create(many * PAGE_BYTES) as region, guest_process(region) as guest:
         with closing(guest.tracker("userfaultfd")) as tracker:
@@ -245,7 +233,7 @@ def protected(guest: GuestProcess) -> PageSet:
 
 def test_a_tracker_that_lost_its_userfaultfd_says_so(guest: GuestProcess) -> None:
     """Tracking ends with the last copy of the descriptor: the scan must not find all of RAM clean then."""
-    require(FEATURES["userfaultfd"], lambda: available("userfaultfd"))
+    require_tracker("userfaultfd")
     with closing(guest.tracker("userfaultfd")) as tracker:
         assert isinstance(tracker, UserfaultfdTracker)
         tracker.start()
@@ -294,7 +282,7 @@ class ScanThenProtect(UserfaultfdTracker):
 
 
 def test_control_two_steps_miss_writes(guest: GuestProcess) -> None:
-    require(FEATURES["userfaultfd"], lambda: available("userfaultfd"))
+    require_tracker("userfaultfd")
     with closing(ScanThenProtect(*guest.take_userfaultfd())) as tracker:
         tracker.start()
         guest.write([1, 2])
@@ -305,7 +293,7 @@ def test_control_two_steps_miss_writes(guest: GuestProcess) -> None:
 def test_control_soft_dirty_without_stopping_misses_writes(
     guest: GuestProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require(FEATURES["soft-dirty"], lambda: available("soft-dirty"))
+    require_tracker("soft-dirty")
     monkeypatch.setattr(soft_dirty, "stopped", lambda _: nullcontext())
     with closing(guest.tracker("soft-dirty")) as tracker:
         assert is_found_out(tracker, guest)

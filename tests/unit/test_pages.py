@@ -6,7 +6,7 @@ import operator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from testbed.memory.pages import PAGE_LIMIT, PageSet
@@ -31,6 +31,8 @@ def check_shape(pages: PageSet) -> None:
 
 
 @given(some_runs)
+@example([(0, 2), (2, 3)])
+@example([(0, 2), (3, 3)])
 def test_from_runs(runs: list[tuple[int, int]]) -> None:
     pages = PageSet.from_runs(runs)
     check_shape(pages)
