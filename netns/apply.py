@@ -106,15 +106,20 @@ def apply(plan: Iterable[Step]) -> Topology:
     topology = Topology()
     with ExitStack() as undo:
         undo.callback(topology.delete)
-        with _Builder(topology) as builder:
-            for step in plan:
-                try:
-                    builder.do(step)
-                except (LinkError, OSError) as error:
-                    raise TopologyError(f"{step.describe()}: {error}") from error
-            builder.await_carriers()
+        extend(topology, plan)
         undo.pop_all()
     return topology
+
+
+def extend(topology: Topology, plan: Iterable[Step]) -> None:
+    """Do more steps in a network that stands. TopologyError if one fails: those before it remain done."""
+    with _Builder(topology) as builder:
+        for step in plan:
+            try:
+                builder.do(step)
+            except (LinkError, OSError) as error:
+                raise TopologyError(f"{step.describe()}: {error}") from error
+        builder.await_carriers()
 
 
 class _Builder:
@@ -122,7 +127,7 @@ class _Builder:
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        self._links: dict[str, Links] = {}
+        self._open: dict[str, Links] = {}
         self._undo = ExitStack()
         self._wires: list[tuple[str, str]] = []
 
@@ -141,19 +146,24 @@ class _Builder:
             case SetSysctl(node, name, value):
                 write_sysctl(self._topology.namespace(node), name, value)
             case MakeBridge(node, ifname, mac, mtu):
-                self._links[node].add_bridge(ifname, mac, mtu)
+                self._links(node).add_bridge(ifname, mac, mtu)
             case MakeVeth(index, node, ifname, mac, peer_node, peer_ifname, peer_mac, mtu):
                 peer = self._topology.namespace(peer_node)
-                self._links[node].add_veth(ifname, mac, peer, peer_ifname, peer_mac, mtu, index)
+                self._links(node).add_veth(ifname, mac, peer, peer_ifname, peer_mac, mtu, index)
                 self._wires += [(node, ifname), (peer_node, peer_ifname)]
             case Enslave(node, ifname, bridge):
-                self._links[node].enslave(ifname, bridge)
+                self._links(node).enslave(ifname, bridge)
             case AddAddress(node, ifname, address):
-                self._links[node].add_address(ifname, address)
+                self._links(node).add_address(ifname, address)
             case LimitRate(node, ifname, rate_mbit):
-                self._links[node].limit_rate(ifname, rate_mbit)
+                self._links(node).limit_rate(ifname, rate_mbit)
             case BringUp(node, ifname):
-                self._links[node].set_up(ifname)
+                self._links(node).set_up(ifname)
+
+    def _links(self, node: str) -> Links:
+        if node not in self._open:
+            self._open[node] = self._undo.enter_context(Links(self._topology.namespace(node)))
+        return self._open[node]
 
     def await_carriers(self) -> None:
         """Return when every link carries: the kernel tells a bridge a little after the interface has been set
@@ -173,7 +183,6 @@ class _Builder:
         namespace = self._topology.add_node(node)
         quieten_ipv6(namespace)
         self._topology.congestion_control[node] = prefer_congestion_control(namespace, congestion_control)
-        self._links[node] = self._undo.enter_context(Links(namespace))
 
 
 def quieten_ipv6(namespace: Namespace) -> None:

@@ -122,7 +122,7 @@ class _Server:
         try:
             if self._broken_preload:
                 raise ValueError(self._broken_preload)
-            self._start(connection, json.loads(message), descriptors)
+            self._start(connection, _checked(json.loads(message), len(descriptors)), descriptors)
         except (ValueError, KeyError, OSError) as error:
             self._forget(connection, {"error": f"{type(error).__name__}: {error}"})
         finally:
@@ -155,6 +155,19 @@ class _Server:
         if connection in self._selector.get_map():
             self._selector.unregister(connection)
         connection.close()
+
+
+def _checked(request: Any, descriptors: int) -> dict[str, Any]:
+    """The request, if it has the parts that a child relies on. ValueError."""
+    kinds = {"entry": str, "name": str, "namespace": bool, "argument": object}
+    if not isinstance(request, dict) or request.keys() != kinds.keys():
+        raise ValueError(f"a request has the parts {', '.join(kinds)}")
+    for part, kind in kinds.items():
+        if not isinstance(request[part], kind):
+            raise ValueError(f"{part} of a request must be of type {kind.__name__}")
+    if descriptors < 2 + request["namespace"]:
+        raise ValueError(f"only {descriptors} descriptors came with the request")
+    return request
 
 
 def _kill_group(pid: int) -> None:

@@ -64,7 +64,7 @@ class Process:
     """A process that this one owns. It lives at most as long as this object's connection to the fork server.
 
     `pid` is its number in the universe, `pidfd` a descriptor that becomes readable when it ends. Not for use
-    by two threads at once. As a context manager it kills the process at the end of the block.
+    by two threads at once. As a context manager it kills the process at the end of the block, and waits.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Process:
         if self.pidfd >= 0:
             try:
                 self.kill()
-                _readable(self.pidfd, None)
+                self.wait()
             finally:
                 self.close()
 

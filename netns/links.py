@@ -6,6 +6,7 @@ imported when the first one is opened (a quarter of a second), not before.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import random
 import socket
@@ -16,7 +17,7 @@ from netns.namespace import Namespace
 from netns.topology import token_bucket
 
 _IFA_F_NODAD = 0x02  # <linux/if_addr.h>
-_NLE_NO_SUCH_QDISC = (2, 22)  # ENOENT, EINVAL: what deleting the root queue says where there is none
+_TC_H_ROOT = 0xFFFFFFFF  # <linux/pkt_sched.h>
 
 
 class LinkError(Exception):
@@ -127,9 +128,9 @@ class Links:
         from pyroute2 import NetlinkError
 
         try:
-            self._route.tc("del", index=index, root=True)
+            self._route.tc("del", index=index, parent=_TC_H_ROOT)
         except NetlinkError as error:
-            if error.code not in _NLE_NO_SUCH_QDISC:
+            if error.code != errno.ENOENT:  # there was none
                 raise LinkError(f"{self._namespace.name}: no limit on {ifname}: {error}") from error
 
     def _ask(self, what: str, method: str, *words: str, **options: Any) -> None:

@@ -264,7 +264,8 @@ def test_all_is_gone_when_run_returns() -> None:
 
 
 def _told_by_signal(received: signal.Signals) -> str:
-    """What main says of it when this signal comes to the caller and, as from a terminal, to its process group."""
+    """What main says of it when this signal comes to the caller and, as from a terminal, to its whole
+    group."""
     read, write = os.pipe()
 
     def main() -> int:
