@@ -11,14 +11,14 @@ from typing import Any
 from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.description import GuestDescription
-from testbed.host.hosted import HostedGuest
+from testbed.host.hosted import MAX_CONNECTIONS, HostedGuest
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import LocalError, ProtocolError
 from testbed.migration.source import TraceLike
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, ListenerState
-from testbed.tcp.thaw import prepare, release, thaw, thaw_listener
+from testbed.tcp.thaw import acknowledge, prepare, release, thaw, thaw_listener
 
 SPARE_SOCKETS = 16
 
@@ -53,14 +53,24 @@ class ArrivingGuest:
         self._guest = self._put_in_place(described)
         return self._guest.ram
 
-    def prepare(self, devices: Mapping[str, Any]) -> None:
-        """Make sockets in repair mode in advance, in the guest's namespace, for as many connections as there
-        are now."""
-        count = int(devices.get("connections", 0)) + SPARE_SOCKETS
+    def prepare(self, foreseen: Mapping[str, Any]) -> None:
+        """Install the neighbours and the listeners, and make sockets in repair mode in advance for the
+        connections."""
+        try:
+            count = min(int(foreseen[devices.COUNT]), MAX_CONNECTIONS)
+            listeners = devices.decode_sockets(bytes.fromhex(foreseen[devices.LISTENERS]))
+            table = neighbours.decode(bytes.fromhex(foreseen[devices.NEIGHBOURS]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"what was foreseen is not device state: {error!r}") from error
+        self.guest.network.neighbours.install(table)
         with self.guest.network.namespace.entered():
+            for slot, state in listeners:
+                if not isinstance(state, ListenerState):
+                    raise ProtocolError("a connection among the listeners")
+                self._listeners[slot] = thaw_listener(state)
             self._injector = self._stack.enter_context(Injector())
             for family in (socket.AF_INET, socket.AF_INET6):
-                self._spare[family] = [prepare(family) for _ in range(count)]
+                self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
         self.guest.network.egress.start()
         gc.collect()
 
@@ -74,22 +84,11 @@ class ArrivingGuest:
             return False
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
-        elif device.name == devices.NEIGHBOURS:
-            self.guest.network.neighbours.install(neighbours.decode(device.data))
-        elif device.name == devices.LISTENERS:
-            self._load_listeners(device.data)
         elif device.name == devices.CONNECTIONS:
             self._load_connections(device.data)
         else:
             return False
         return True
-
-    def _load_listeners(self, data: bytes) -> None:
-        with self.guest.network.namespace.entered():
-            for slot, state in devices.decode_sockets(data):
-                if not isinstance(state, ListenerState):
-                    raise ProtocolError("a connection among the listeners")
-                self._listeners[slot] = thaw_listener(state)
 
     def _load_connections(self, data: bytes) -> None:
         with self.guest.network.namespace.entered():
@@ -117,12 +116,14 @@ class ArrivingGuest:
         self._open_ns = self._trace.event("mark", name="opened")
         network.port.open()
         for one, state in self._connections.values():
-            release(one, state, False, self._injector)
+            release(one, state, probe=False)
         self._trace.event("mark", name="sockets-released")
         network.deliver(frames)
         self._trace.event("mark", name="frames-released", frames=len(frames))
         resumed_ns = int(self.guest.process.unpause()["running"])
         self._trace.event("mark", name="resumed", t_ns=resumed_ns)
+        if self._injector is not None:
+            acknowledge([state for _, state in self._connections.values()], self._injector)
         return resumed_ns
 
     def inject(self, frames: Sequence[bytes]) -> None:

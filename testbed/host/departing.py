@@ -38,7 +38,6 @@ class DepartingGuest:
         self._cut = False
         self._cut_ns = 0
         self._registers: dict[str, Any] = {}
-        self._listeners: list[tuple[int, int]] = []
         self._connections: list[tuple[int, int]] = []
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.refrozen = 0
@@ -50,8 +49,15 @@ class DepartingGuest:
         return self._guest.description.as_json()
 
     def foresee_devices(self) -> Mapping[str, Any]:
+        """Listeners and neighbours change seldom and need not wait for the pause; of the rest, how much there
+        will be."""
         stats = self._guest.process.ask({"do": "stats"})
-        return {"connections": stats["connections"]}
+        listeners = [(slot, self._freeze_listener(fd)) for slot, fd in enumerate(stats["listeners"])]
+        return {
+            devices.COUNT: stats["connections"],
+            devices.LISTENERS: devices.encode_sockets(listeners).hex(),
+            devices.NEIGHBOURS: neighbours.encode(self._guest.network.neighbours.read()).hex(),
+        }
 
     def hold_handshakes(self) -> None:
         """Hold new handshakes and wait until none is half done; those that stay so past a second are left
@@ -77,14 +83,10 @@ class DepartingGuest:
         network.cut()
         self._cut_ns = self._trace.event("mark", name="cut")
         self._registers = answer["registers"]
-        self._listeners = [(slot, fd) for slot, fd, kind in sockets if kind == "listener"]
         self._connections = [(slot, fd) for slot, fd, kind in sockets if kind == "connection"]
 
     def devices(self) -> Iterator[wire.Device]:
         yield _device(devices.REGISTERS, devices.encode_registers(self._registers))
-        yield _device(devices.NEIGHBOURS, neighbours.encode(self._guest.network.neighbours.read()))
-        listeners = [(slot, self._freeze_listener(fd)) for slot, fd in self._listeners]
-        yield _device(devices.LISTENERS, devices.encode_sockets(listeners))
         for start in range(0, len(self._connections), devices.BATCH):
             batch = self._connections[start : start + devices.BATCH]
             states = [(slot, self._freeze(slot, fd)) for slot, fd in batch]

@@ -1,13 +1,15 @@
 """Device state: the parts of a guest that are not RAM, as they cross the wire.
 
-A device is ``(name, version, data)``. Connections travel in batches, so that the target rebuilds the first
+A device is ``(name, version, data)``. What seldom changes is foreseen: it goes with Prepare, while the guest
+still runs. The rest crosses in the blackout, connections in batches, so that the target rebuilds the first
 while the source still reads the last::
 
-    registers    JSON    what the guest's machine keeps outside RAM, and which slots are gone
-    neighbours           testbed.handover.neighbours
-    listeners    (u32 slot, u32 length, testbed.tcp.state)*
-    connections  (u32 slot, u32 length, testbed.tcp.state)*    a slot that comes again replaces what came
-    before
+    foreseen     neighbours   testbed.handover.neighbours, hexadecimal
+                 listeners    (u32 slot, u32 length, testbed.tcp.state)*, hexadecimal
+                 count        connections that there are now
+    devices      registers    JSON: what the guest's machine keeps outside RAM
+                 connections  (u32 slot, u32 length, testbed.tcp.state)*; a slot that comes again replaces the
+                 first
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ REGISTERS = "registers"
 NEIGHBOURS = "neighbours"
 LISTENERS = "listeners"
 CONNECTIONS = "connections"
+COUNT = "count"
 VERSION = 1
 BATCH = 32
 """Connections in one device: enough that a message's cost does not count, few enough that the target starts

@@ -128,6 +128,8 @@ class Guest(_Model):
     steps: int
     faults: list[str]
     dirty_rate_pages_per_s: float | None
+    program_stats: dict[str, Any]
+    """What the program says of itself (testbed.guest.program.Program.stats)."""
 
 
 class Result(_Model):

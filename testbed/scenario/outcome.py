@@ -93,8 +93,8 @@ def _outcome(told: Told) -> model.Outcome:
 
 
 def _reason(told: Told) -> str | None:
-    reasons = [str(one["error"]) for one in (told.source_answer, told.target_answer) if "error" in one]
-    return reasons[0] if reasons else None
+    answers = {told.source: told.source_answer, told.target: told.target_answer}
+    return "; ".join(f"{host}: {one['error']}" for host, one in answers.items() if "error" in one) or None
 
 
 def blackout_parts(marks: Mapping[str, int]) -> dict[str, float]:

@@ -77,9 +77,9 @@ def run(
             _migrate(lab, log, witness.event, import_path)
             if "error" in log.told[-1].source_answer:
                 break
-        stats = lab.guest_stats() if _guest_lives(log) else None
         witness.say("clients finish what they asked")
         summaries = lab.stop_clients(log.windows)
+        stats = lab.guest_stats() if _guest_lives(log) else None
         lab.watch(0.01, witness.event)
         events = lab.recorder.events
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
@@ -159,6 +159,7 @@ def _result(
             steps=told_of_guest.get("steps", 0),
             faults=faults,
             dirty_rate_pages_per_s=told_of_guest.get("load", {}).get("achieved_pages_per_s"),
+            program_stats=told_of_guest.get("program", {}),
         ),
         checks=judge(migrations, clients, faults, hold=options.hold),
         migrations=migrations,

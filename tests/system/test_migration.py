@@ -1,0 +1,164 @@
+"""Whole migrations in a lab, and what happens when a mechanism is taken out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from testbed.measure.result import SCHEMA_FILE, Result
+from testbed.migration.phases import ORDER
+from tests.system.labs import PRELOAD, Witness, failed_checks, migrate
+
+pytestmark = pytest.mark.universe(preload=PRELOAD)
+
+RTO_FLOOR_MS = 200  # TCP_RTO_MIN, include/net/tcp.h
+LONG_BLACKOUT = {
+    "mode": "stop-and-copy",
+    "ram_bytes": 128 << 20,
+    "fill": 0.8,
+    "connections": 8,
+    "interval_ns": 20_000_000,
+    "stream_rate_per_s": 0,
+    "churn_per_s": 0,
+}
+"""A blackout longer than the clients' interval: each asks within it once, and then has nothing else on the way
+that would tell it of a loss. (With a short interval all ask between the pause and the cut, and their requests move
+along unread in their sockets.)
+"""
+
+
+def assert_unbroken(result: Result) -> None:
+    assert result.outcome == "completed", [one.reason for one in result.migrations]
+    assert not failed_checks(result)
+    assert result.clients.requests > 0
+    assert result.ram.verified
+
+
+def test_a_live_migration_leaves_every_client_unbroken_and_a_result_that_fits_its_schema(
+    tmp_path: Path,
+) -> None:
+    witness = Witness()
+    result = migrate(tmp_path, witness)
+    assert_unbroken(result)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    jsonschema.validate(stored, json.loads(SCHEMA_FILE.read_text()))
+    assert sum(result.blackout_parts_ms.values()) == pytest.approx(result.blackout_ms, abs=0.01)
+    assert result.network.frames_released == result.network.frames_held
+    assert result.network.announcements_seen == result.network.announcements_sent > 0
+    assert result.network.switch_relearned_ms is not None
+    assert result.network_gap_ms is not None
+    assert result.network_gap_ms > 0
+    assert {row.address for row in result.clients.each} == {"10.7.0.10", "fd07::10"}
+    assert {row.probe for row in result.clients.each} == {"closed-loop", "open-loop", "churn"}
+
+
+def test_both_hosts_tell_the_begin_and_the_end_of_every_phase_in_order(tmp_path: Path) -> None:
+    migrate(tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["t_ns"] for event in events] == sorted(event["t_ns"] for event in events)
+    for host in ("host-a", "host-b"):
+        told = [(e["event"], e["phase"]) for e in events if e["source"] == host and "phase" in e]
+        assert told == [(what, phase.value) for phase in ORDER for what in ("begin", "end")]
+
+
+@pytest.mark.parametrize("program", ["kv", "http", "ramp"])
+def test_every_program_survives_a_journey_there_and_back(tmp_path: Path, program: str) -> None:
+    result = migrate(tmp_path, program=program, migrations=2)
+    assert_unbroken(result)
+    assert [(one.source, one.target) for one in result.migrations] == [
+        ("host-a", "host-b"),
+        ("host-b", "host-a"),
+    ]
+
+
+def test_pre_copy_sends_what_is_dirtied_again_and_skips_what_is_zero(tmp_path: Path) -> None:
+    result = migrate(tmp_path, fill=0.25, dirty_rate_pages_per_s=5000)
+    assert_unbroken(result)
+    first, *later = result.rounds
+    pages = result.ram.bytes // 4096
+    assert pages / 4 < first.pages < pages / 2
+    assert first.bytes < (first.pages - first.zero_pages) * 4200
+    assert later
+    assert sum(one.pages for one in later) < first.pages
+
+
+def test_stop_and_copy_moves_the_guest_without_a_round(tmp_path: Path) -> None:
+    result = migrate(tmp_path, mode="stop-and-copy")
+    assert_unbroken(result)
+    assert not result.rounds
+    assert result.ram.final_pages > 1000
+
+
+@pytest.mark.parametrize("announce", ["garp-request", "garp-reply"])
+def test_a_mac_address_for_each_host_works_with_an_announcement(tmp_path: Path, announce: str) -> None:
+    assert_unbroken(migrate(tmp_path, mac="per-host", announce=announce))
+
+
+def test_without_an_announcement_clients_of_another_mac_address_are_cut_off(tmp_path: Path) -> None:
+    result = migrate(tmp_path, mac="per-host", announce="none", churn_per_s=0, stream_rate_per_s=0)
+    assert result.outcome == "completed"
+    assert result.clients.gap_ms.max is not None
+    assert result.clients.gap_ms.max > 1000
+    assert result.network.announcements_seen == 0
+
+
+def test_without_holding_frames_a_client_waits_for_its_retransmission(tmp_path: Path) -> None:
+    result = migrate(tmp_path, hold=False, **LONG_BLACKOUT)
+    assert result.clients.broken == 0
+    assert result.network.frames_dropped > 0
+    assert result.clients.retransmits > 0
+    assert result.clients.gap_ms.max is not None
+    assert result.clients.gap_ms.max >= RTO_FLOOR_MS
+
+
+def test_with_holding_frames_no_client_retransmits(tmp_path: Path) -> None:
+    result = migrate(tmp_path, hold=True, **LONG_BLACKOUT)
+    assert_unbroken(result)
+    assert result.network.frames_held > 0
+    assert result.clients.retransmits == 0
+
+
+def test_a_guest_that_writes_behind_the_trackers_back_is_rolled_back_and_lives(tmp_path: Path) -> None:
+    result = migrate(tmp_path, program="tests.system.programs:Sneaky", tracker="userfaultfd")
+    assert result.outcome == "rolled-back"
+    assert result.migrations[0].reason is not None
+    assert "RAM" in result.migrations[0].reason
+    assert result.clients.broken == result.clients.resets == result.clients.bytes_lost == 0
+    assert result.guest.steps > 0
+
+
+def test_the_digest_tracker_sees_what_page_tables_do_not(tmp_path: Path) -> None:
+    assert_unbroken(migrate(tmp_path, program="tests.system.programs:Sneaky", tracker="digest"))
+
+
+def test_state_outside_ram_does_not_come_along(tmp_path: Path) -> None:
+    result = migrate(tmp_path, program="tests.system.programs:Forgetful")
+    assert_unbroken(result)
+    program = result.guest.program_stats
+    assert program["in_ram"] == result.clients.requests
+    assert 0 < program["outside_ram"] < program["in_ram"]
+
+
+def test_a_handler_that_raises_fails_the_run_and_is_named(tmp_path: Path) -> None:
+    result = migrate(tmp_path, program="tests.system.programs:Faulty")
+    assert any("ZeroDivisionError" in fault for fault in result.guest.faults)
+    assert any(line.startswith("guest: ") for line in failed_checks(result))
+
+
+def test_a_guest_that_does_not_converge_stays_where_it_is_if_asked(tmp_path: Path) -> None:
+    result = migrate(
+        tmp_path,
+        max_bandwidth_bits_per_s=400_000_000,
+        dirty_rate_pages_per_s=50_000,
+        working_set_bytes=16 << 20,
+        max_rounds=2,
+        downtime_limit_ns=1_000_000,
+        on_stall="give-up",
+    )
+    assert result.outcome == "rolled-back"
+    assert len(result.rounds) == 2
+    assert result.clients.broken == 0
+    assert [check.name for check in result.checks if not check.passed] == ["migrated"]
