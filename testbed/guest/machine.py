@@ -106,8 +106,7 @@ class Machine:
         ready, monotonic_ns = service.ready, time.monotonic_ns
         loading = load.active
         load_due_ns = 0
-        steps = 0
-        while self.state is State.RUNNING:
+        while True:
             timeout_s = -1.0
             if queue:
                 timeout_s = 0.0
@@ -119,30 +118,30 @@ class Machine:
                 connection = connections.get(fd)
                 if connection is not None:
                     ready(connection, events)
-                    steps += 1
+                    self._steps += 1
                 elif fd in self._listeners:
                     self._accept(self._listeners[fd], ACCEPTS_A_STEP)
                 elif fd == self._control.fileno():
-                    self._steps += steps
-                    steps = 0
                     self._obey(wait=False)
+                    break  # whatever it was: nothing of this batch may run after a pause
                 if flag[0]:
                     break
-            if not flag[0]:
-                if queue:
-                    service.run_queued()
-                    steps += 1
-                if loading and not flag[0] and (now_ns := monotonic_ns()) >= load_due_ns:
-                    still_due = load.run(now_ns)
-                    steps += 1
-                    load_due_ns = now_ns if still_due else now_ns + load.wait_ns(now_ns)
-                if service.lingering:
-                    self._sweep(service)
-            else:
-                self._steps += steps
-                steps = 0
+            if flag[0]:
                 self._obey(wait=False)
-        self._steps += steps
+            if self.state is not State.RUNNING:
+                return
+            # With the flag still up no order has come: one more step. A flag that was forgotten slows a
+            # guest, it does not stop it.
+            ran_queued = bool(queue)
+            if queue:
+                service.run_queued()
+                self._steps += 1
+            if loading and not (ran_queued and flag[0]) and (now_ns := monotonic_ns()) >= load_due_ns:
+                still_due = load.run(now_ns)
+                self._steps += 1
+                load_due_ns = now_ns if still_due else now_ns + load.wait_ns(now_ns)
+            if service.lingering:
+                self._sweep(service)
 
     def _running_parts(self) -> tuple[Service, Load]:
         if self._service is None or self._load is None:
