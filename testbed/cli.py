@@ -7,6 +7,7 @@ wrong; 3 this machine cannot do it, and what is missing is named; 4 rolled back,
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -134,6 +135,28 @@ def migrate(
         )
         _check_name(name)
     _finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
+
+
+@app.command()
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Try what a run needs of this machine: whether it is there, what is lost without it, how to get it."""
+    from rich.console import Console
+
+    from testbed.doctor.examination import as_json, examine, missing
+    from testbed.doctor.table import show
+
+    findings = examine()
+    if json_:
+        print(json.dumps(as_json(findings), indent=2))
+    else:
+        show(Console(highlight=False), findings)
+    absent = missing(findings)
+    if absent:
+        first = absent[0]
+        names = ", ".join(one.name for one in absent if one.there is False) or first.name
+        _fail(CANNOT, f"no demo can run here without {names} ({first.detail}). {first.remedy}")
 
 
 def main() -> None:
