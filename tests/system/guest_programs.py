@@ -1,0 +1,43 @@
+"""Guest programs for the tests of the machine: each does one thing that a machine must bear."""
+
+from __future__ import annotations
+
+import time
+
+from testbed.guest.program import Connection, Program
+
+SLOW_STEP_S = 0.02
+
+
+class Slow(Program):
+    """Takes 20 ms a step."""
+
+    port = 7002
+
+    def attach(self) -> None:
+        self.count = self.memory.counter("count")
+
+    def received(self, connection: Connection) -> None:
+        self.count.add()
+        time.sleep(SLOW_STEP_S)
+        connection.consume(len(connection.inbox))
+
+
+class Faulty(Program):
+    """Raises when told."""
+
+    port = 7003
+
+    def received(self, connection: Connection) -> None:
+        data = bytes(connection.inbox)
+        connection.consume(len(data))
+        if data == b"raise":
+            raise RuntimeError("as told")
+        connection.send(data)
+
+
+class NoBoot(Program):
+    port = 7004
+
+    def boot(self) -> None:
+        raise RuntimeError("no boot")

@@ -1,0 +1,560 @@
+"""The guest's process under a fake agent: orders, pauses, real clients, and a move from one process to
+another.
+
+The move here is between two machines in one network namespace: the second gets a copy of RAM, the
+registers, and duplicates of the first one's sockets. TCP itself does not move (that is testbed.tcp's): all
+the rest is as in a migration.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns import syscalls
+from netns.forkserver import spawn
+from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed
+from testbed.measure.pattern import pattern
+from testbed.memory.region import Region
+from tests.conftest import require
+
+pytestmark = pytest.mark.universe(preload=("testbed.guest.machine", "testbed.guest.programs.kv"))
+
+RAM_BYTES = 32 << 20
+DEADLINE_S = 20.0
+ECHO = {"program": "echo"}
+
+
+class FakeAgent:
+    """The VMM's side of the control channel, and nothing more."""
+
+    def __init__(self, argument: dict[str, Any], ram_bytes: int = RAM_BYTES) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(DEADLINE_S)
+        self.region = Region.create(ram_bytes)
+        flag = os.memfd_create("flag")
+        os.ftruncate(flag, mmap.PAGESIZE)
+        self.flag = mmap.mmap(flag, mmap.PAGESIZE)
+        self.control = Control(ours)
+        fds = [theirs.fileno(), self.region.fd, flag]
+        self.process = spawn("testbed.guest.machine:main", argument, namespace=None, fds=fds, name="guest")
+        theirs.close()
+        os.close(flag)
+        self.hello, self.hello_fds = self.receive()
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        received = self.control.receive()
+        assert received is not None
+        return received
+
+    def ask(self, order: str, **fields: Any) -> dict[str, Any]:
+        self.control.send({"do": order, **fields})
+        return self.receive()[0]
+
+    def pause(self) -> dict[str, Any]:
+        self.flag[0] = 1
+        return self.ask("pause")
+
+    def take_over(self, other: FakeAgent) -> None:
+        """Pause `other`, copy its RAM and sockets, run here, end it there."""
+        paused = other.pause()
+        assert paused["last"]
+        self.region.view[:] = other.region.view
+        fds = [syscalls.pidfd_getfd(other.process.pidfd, fd) for _, fd, _ in paused["sockets"]]
+        named = [[slot, kind] for slot, _, kind in paused["sockets"]]
+        step = FDS_A_MESSAGE
+        for start in range(0, len(fds), step):
+            last = start + step >= len(fds)
+            message = {"do": "attach", "sockets": named[start : start + step], "last": last}
+            if not start:
+                message["registers"] = json.loads(json.dumps(paused["registers"]))
+            self.control.send(message, fds[start : start + step])
+        assert self.receive()[0] == {"attached": True}
+        for fd in fds:
+            os.close(fd)
+        # The old machine goes first, while the new one does not run: nothing may depend on it.
+        assert other.ask("stop") == {"stopped": True}
+        assert other.process.wait(DEADLINE_S) == 0
+        assert self.ask("resume")["running"] >= paused["t_ns"]
+
+    def descriptors(self) -> int:
+        """How many the guest has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def close(self) -> None:
+        self.control.socket.close()
+        self.process.close()
+        for fd in self.hello_fds:
+            os.close(fd)
+        self.region.close()
+
+    def __enter__(self) -> FakeAgent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def running(**argument: Any) -> Iterator[FakeAgent]:
+    with FakeAgent({"host": "host-a", **argument}) as agent:
+        assert agent.hello["ready"], agent.hello
+        assert "running" in (answer := agent.ask("start")), answer
+        yield agent
+
+
+def connect(port: int, address: str = "127.0.0.1") -> socket.socket:
+    client = socket.create_connection((address, port), DEADLINE_S)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def read(client: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = client.recv(count - len(data))
+        assert part, f"closed after {len(data)} of {count} bytes"
+        data += part
+    return data
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(int(DEADLINE_S * 100)):
+        if condition():
+            return
+        select.select([], [], [], 0.01)
+    pytest.fail("it did not happen")
+
+
+# -- pausing ---------------------------------------------------------------------------------------------
+
+
+def test_hello_says_what_there_is() -> None:
+    with running(**ECHO) as agent:
+        assert agent.hello["pid"] == agent.process.pid
+        assert agent.hello["port"] == 7000
+        assert agent.hello["ram_bytes"] == RAM_BYTES
+        assert bool(agent.hello_fds) == (agent.hello["tracking_error"] is None)
+
+
+def test_paused_guest_is_silent_and_goes_on() -> None:
+    with running(**ECHO, load={"rate_pages_per_s": 5000, "working_set_bytes": 1 << 20}) as agent:
+        client = connect(7000)
+        for turn in range(50):
+            client.send(b"%04d" % turn)
+            assert read(client, 4) == b"%04d" % turn
+            paused = agent.pause()
+            assert [kind for _, _, kind in paused["sockets"]] == ["listener", "listener", "connection"]
+            before = bytes(agent.region.view)
+            client.send(b"late")
+            assert not select.select([client], [], [], 0.002)[0], "a paused guest answered"
+            assert bytes(agent.region.view) == before, "a paused guest wrote to its RAM"
+            assert agent.ask("continue")["running"] > paused["t_ns"]
+            assert read(client, 4) == b"late"
+        stats = agent.ask("stats")
+        assert stats["faults"] == stats["resets"] == 0
+        assert stats["load"]["written_pages"] > 0
+
+
+def test_pause_waits_for_one_step_and_not_for_all_that_are_ready() -> None:
+    with running(program="tests.system.guest_programs:Slow") as agent:
+        clients = [connect(7002) for _ in range(10)]
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 10))
+        agent.pause()
+        for client in clients:
+            client.send(b"x")
+        agent.flag[0] = 0
+        agent.ask("continue")
+        agent.flag[0] = 1
+        steps_before = agent.ask("pause")["registers"]["steps"]
+        agent.ask("continue")
+        agent.flag[0] = 1
+        steps = agent.ask("pause")["registers"]["steps"] - steps_before
+        assert steps <= 2, "of ten ready sockets more than were due were served before the pause"
+        agent.ask("continue")
+        eventually(lambda: bool(agent.ask("stats")["steps"] >= 20))
+
+
+def test_accept_queue_is_drained_by_a_pause() -> None:
+    with running(program="tests.system.guest_programs:Slow") as agent:
+        busy = connect(7002)
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 1))
+        for _ in range(20):
+            busy.send(b"x")
+        waiting = [connect(7002) for _ in range(30)]
+        paused = agent.pause()
+        assert len(paused["sockets"]) == 2 + 31
+        assert len(waiting) == 30
+
+
+def test_nothing_runs_between_the_answer_to_a_pause_and_the_next_order() -> None:
+    with running(program="tests.system.guest_programs:Slow") as agent:
+        clients = [connect(7002) for _ in range(10)]
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 10))
+        for with_flag in (True, False):
+            for client in clients:
+                client.send(b"x")
+            late = [connect(7002) for _ in range(3)]  # in the accept queue
+            paused = agent.pause() if with_flag else agent.ask("pause")
+            before = bytes(agent.region.view)
+            select.select([], [], [], 0.3)
+            assert bytes(agent.region.view) == before, "a paused guest wrote to its RAM"
+            assert agent.ask("stats")["steps"] == paused["registers"]["steps"], "it made steps"
+            agent.ask("continue")
+            clients += late
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 16))
+
+
+def test_stale_flag_does_no_harm() -> None:
+    with running(**ECHO) as agent:
+        agent.flag[0] = 1  # and no message
+        client = connect(7000)
+        client.send(b"still there")
+        assert read(client, 11) == b"still there"
+
+
+# -- moving ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_echo_moves_with_300_connections(address: str) -> None:
+    with running(**ECHO) as source, FakeAgent({**ECHO, "host": "host-b", "fresh": False}) as target:
+        clients = [connect(7000, address) for _ in range(300)]
+        for client in clients:
+            client.send(b"one")
+        for client in clients:
+            assert read(client, 3) == b"one"
+        for client in clients[:150]:
+            client.send(b"two")
+        target.take_over(source)
+        for client in clients[150:]:
+            client.send(b"two")
+        for client in clients:
+            assert read(client, 3) == b"two"
+            client.close()
+        connect(7000, address).close()
+        eventually(lambda: bool(target.ask("stats")["connections"] == 0))
+        stats = target.ask("stats")
+        assert (stats["accepted"], stats["closed"], stats["resets"], stats["faults"]) == (301, 301, 0, 0)
+
+
+def test_ramp_moves_there_and_back_while_both_sides_talk() -> None:
+    argument = {"program": "ramp", "host": "x"}
+    with ExitStack() as stack:
+        agent = stack.enter_context(running(**argument))
+        client = connect(7001)
+        client.setblocking(False)
+        sent = got = 0
+        for _ in range(4):
+            goal = got + (1 << 20)
+            while got < goal:
+                readable, writable, _ = select.select([client], [client], [], DEADLINE_S)
+                if readable:
+                    data = client.recv(65536)
+                    assert data == pattern(got, len(data))
+                    got += len(data)
+                if writable:
+                    sent += client.send(pattern(sent, 4096))
+            successor = stack.enter_context(FakeAgent({**argument, "fresh": False}))
+            successor.take_over(agent)
+            agent = successor
+        client.setblocking(True)
+        client.shutdown(socket.SHUT_WR)
+        while data := client.recv(1 << 16):
+            assert data == pattern(got, len(data))
+            got += len(data)
+        stats = agent.ask("stats")["program"]
+        assert (stats["bytes_received"], stats["bytes_wrong"]) == (sent, 0)
+        assert stats["bytes_sent"] == got
+
+
+def test_real_redis_clients_through_moves() -> None:
+    require("redis-benchmark", lambda: subprocess.run(["redis-benchmark", "--version"], capture_output=True))
+    argument = {"program": "kv", "host": "x"}
+
+    def cli(*words: str) -> str:
+        return subprocess.run(
+            ["redis-cli", *words], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+        ).stdout.strip()
+
+    with ExitStack() as stack:
+        agent = stack.enter_context(running(**argument))
+        assert cli("set", "before", "the move") == "OK"
+        options = ["-q", "-n", "30000", "-c", "20", "-P", "4", "-r", "1000", "-t", "set,get,incr"]
+        with subprocess.Popen(
+            ["redis-benchmark", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as benchmark:
+            moves = 0
+            while moves < 3 or (benchmark.poll() is None and moves < 20):
+                successor = stack.enter_context(FakeAgent({**argument, "fresh": False}))
+                successor.take_over(agent)
+                agent = successor
+                moves += 1
+            output, _ = benchmark.communicate(timeout=60)
+        assert benchmark.returncode == 0, output
+        assert "Error" not in output
+        assert cli("get", "before") == "the move"
+        assert cli("get") == "ERR wrong number of arguments for 'get' command"
+        assert agent.ask("stats")["faults"] == 0
+        assert agent.ask("stats")["resets"] == 0
+
+
+def test_redis_py_through_a_move() -> None:
+    redis = pytest.importorskip("redis")
+    argument = {"program": "kv", "host": "x"}
+    with running(**argument) as source, FakeAgent({**argument, "fresh": False}) as target:
+        client = redis.Redis(socket_timeout=DEADLINE_S)
+        value = os.urandom(512 << 10)
+        assert client.set("large", value)
+        target.take_over(source)
+        assert client.get("large") == value
+        pipeline = client.pipeline()
+        for _ in range(500):
+            pipeline.incr("n")
+        assert pipeline.execute()[-1] == 500
+        assert client.mget("n", "none") == [b"500", None]
+
+
+def test_curl_sees_the_host_change_and_the_count_go_on() -> None:
+    require("curl", lambda: subprocess.run(["curl", "--version"], capture_output=True))
+    argument = {"program": "http", "host": "host-a"}
+    command = ["curl", "-sS", "--max-time", str(DEADLINE_S), "http://[::1]/counter"]
+    with running(**argument) as source, FakeAgent({**argument, "host": "host-b", "fresh": False}) as target:
+        first = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        target.take_over(source)
+        second = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        assert (first["host"], first["requests"]) == ("host-a", 1)
+        assert (second["host"], second["requests"]) == ("host-b", 2)
+
+
+def test_load_goes_on_after_a_move() -> None:
+    load = {"rate_pages_per_s": 4000, "working_set_bytes": 4 << 20}
+    argument = {**ECHO, "host": "x", "load": load, "fill": 0.5, "seed": 5}
+    with running(**argument) as source, FakeAgent({**argument, "fresh": False, "populate": True}) as target:
+        eventually(lambda: bool(source.ask("stats")["load"]["written_pages"] > 200))
+        before = source.ask("stats")["load"]["written_pages"]
+        target.take_over(source)
+        eventually(lambda: bool(target.ask("stats")["load"]["written_pages"] > before + 200))
+
+
+# -- ends of connections ------------------------------------------------------------------------------------
+
+
+def test_connections_that_end_leave_nothing_and_cost_nothing() -> None:
+    with running(program="kv") as agent:
+        waiting = connect(6379)
+        waiting.send(b"QUIT\r\n")
+        assert read(waiting, 5) == b"+OK\r\n"
+        assert waiting.recv(1) == b""
+        reset = connect(6379)
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        ended = connect(6379)
+        ended.send(b"PING\r\n")
+        ended.shutdown(socket.SHUT_WR)
+        assert read(ended, 7) == b"+PONG\r\n"
+        assert ended.recv(1) == b""
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 2))
+        reset.close()
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 1))
+        steps = agent.ask("stats")["steps"]
+        select.select([], [], [], 0.2)
+        assert agent.ask("stats")["steps"] == steps, "who waits for an end keeps the machine busy"
+        waiting.close()
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 0))
+        stats = agent.ask("stats")
+        assert (stats["accepted"], stats["closed"], stats["resets"]) == (3, 3, 1)
+        descriptors = agent.descriptors()
+        connect(6379).close()
+        eventually(lambda: bool(agent.ask("stats")["closed"] == 4))
+        assert agent.descriptors() == descriptors
+
+
+def test_lingering_peer_is_given_up() -> None:
+    with running(program="kv", linger_ns=300_000_000) as agent:
+        client = connect(6379)
+        client.send(b"QUIT\r\n")
+        eventually(lambda: bool(agent.ask("stats")["lingered"] == 1))
+        assert agent.ask("stats")["connections"] == 0
+
+
+def test_churn_of_connections_leaves_nothing() -> None:
+    with running(**ECHO) as agent:
+
+        def churn() -> None:
+            for _ in range(100):
+                with connect(7000) as client:
+                    client.send(b"x")
+                    assert read(client, 1) == b"x"
+
+        used = agent.ask("stats")["heap"]["used_bytes"]
+        threads = [threading.Thread(target=churn) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            agent.pause()
+            agent.ask("continue")
+        eventually(lambda: bool(agent.ask("stats")["closed"] == 400))
+        stats = agent.ask("stats")
+        assert (stats["accepted"], stats["resets"], stats["refused"]) == (400, 0, 0)
+        assert stats["heap"]["used_bytes"] == used
+
+
+# -- what is wrong is told ----------------------------------------------------------------------------------
+
+
+def test_fault_of_a_handler_is_told_and_survived() -> None:
+    with running(program="tests.system.guest_programs:Faulty") as agent:
+        bad, good = connect(7003), connect(7003)
+        bad.send(b"raise")
+        assert bad.recv(1) == b""
+        good.send(b"hello")
+        assert read(good, 5) == b"hello"
+        stats = agent.ask("stats")
+        assert stats["faults"] == 1
+        assert stats["fault_lines"] == ["program Faulty raised in received(): RuntimeError: as told"]
+        assert agent.pause()["registers"]["faults"] == stats["fault_lines"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ({"program": "nothing"}, "no program 'nothing'"),
+        ({"program": "no.module:Class"}, "cannot be imported"),
+        ({}, "not described by nothing"),
+        ({"program": "echo", "colour": 1}, "not described by colour"),
+        ({"program": "echo", "fill": 2}, "fill of 2 is not between"),
+        ({"program": "echo", "max_connections": 0}, "0 connections at most"),
+        ({"program": "echo", "load": {"rate_pages_per_s": -1}}, "negative"),
+        ({"program": "echo", "load": {"speed": 1}}, "load is described wrongly"),
+    ],
+)
+def test_machine_that_cannot_be(argument: dict[str, Any], problem: str) -> None:
+    with FakeAgent(argument) as agent:
+        assert problem in agent.hello["error"]
+        assert "\n" not in agent.hello["error"]
+        assert agent.process.wait(DEADLINE_S) == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "ram_bytes", "problem"),
+    [
+        ({"program": "tests.system.guest_programs:NoBoot"}, RAM_BYTES, "raised in boot(): RuntimeError"),
+        ({"program": "echo", "addresses": ["192.0.2.1"]}, RAM_BYTES, "cannot listen on 192.0.2.1 port 7000"),
+        ({"program": "echo"}, 4096, "4096 bytes of RAM"),
+        ({"program": "echo"}, 1 << 16, "no room for"),
+        ({**ECHO, "load": {"rate_pages_per_s": 1, "working_set_bytes": 64 << 20}}, RAM_BYTES, "no room"),
+    ],
+)
+def test_start_that_fails_is_told(argument: dict[str, Any], ram_bytes: int, problem: str) -> None:
+    with FakeAgent(argument, ram_bytes) as agent:
+        assert problem in agent.ask("start")["error"]
+        assert agent.ask("stats")["state"] == "failed"
+        assert agent.ask("start") == {"error": "start: cannot start while failed"}
+        assert agent.ask("stop") == {"stopped": True}
+
+
+def test_wrong_orders_are_refused_and_change_nothing() -> None:
+    with running(**ECHO) as agent:
+        client = connect(7000)
+        for order in ("start", "continue", "resume", "attach"):
+            assert agent.ask(order) == {"error": f"{order}: cannot {order} while running"}
+        assert "no order 'dance'" in agent.ask("dance")["error"]
+        for junk in (b"{", b"[]", b"\xff\xfe", b'{"do": ["pause"]}', b'{"do": null}', b"null"):
+            agent.control.socket.send(junk)
+            assert "error" in agent.receive()[0]
+        agent.pause()
+        assert agent.ask("pause") == {"error": "pause: cannot pause while paused"}
+        agent.ask("continue")
+        client.send(b"unharmed")
+        assert read(client, 8) == b"unharmed"
+
+
+def test_descriptors_of_a_refused_order_are_closed() -> None:
+    with running(**ECHO) as agent:
+        before = agent.descriptors()
+        with socket.socket() as something:
+            for _ in range(5):
+                agent.control.send({"do": "attach"}, [something.fileno()] * 100)
+                assert "error" in agent.receive()[0]
+                socket.send_fds(agent.control.socket, [b"junk"], [something.fileno()])
+                assert "error" in agent.receive()[0]
+        assert agent.descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda message: message.pop("registers"), "registers of version 1 are needed"),
+        (lambda message: message["registers"].update(program="kv"), "registers of 'kv', not of 'echo'"),
+        (lambda message: message.update(sockets=[]), "1 connections came without a socket"),
+        (lambda message: message.update(sockets=[[7, "connection"]]), "RAM has no connection in slot 7"),
+        (lambda message: message.update(sockets=[[0, "pipe"]]), "no kind of socket 'pipe'"),
+        (lambda message: message.update(sockets=[[0, "connection"]] * 2), "2 sockets were named and 1"),
+        (lambda message: message.update(gone=[99]), "RAM has no connection in slot 99"),
+    ],
+)
+def test_attach_that_does_not_add_up(change: Callable[[dict[str, Any]], Any], problem: str) -> None:
+    with running(**ECHO) as source, FakeAgent({**ECHO, "fresh": False}) as target:
+        client = connect(7000)
+        client.send(b"x")
+        read(client, 1)
+        paused = source.pause()
+        target.region.view[:] = source.region.view
+        sockets, last_fd = [[0, "connection"]], paused["sockets"][-1][1]
+        message = {"do": "attach", "registers": paused["registers"], "sockets": sockets, "last": True}
+        change(message)
+        fds = [syscalls.pidfd_getfd(source.process.pidfd, last_fd)] if message["sockets"] else []
+        target.control.send(message, fds)
+        assert problem in target.receive()[0]["error"]
+        assert "cannot resume while failed" in target.ask("resume")["error"]
+        assert target.ask("stop") == {"stopped": True}
+        for fd in fds:
+            os.close(fd)
+        source.ask("continue")
+        client.send(b"rolled back")
+        assert read(client, 11) == b"rolled back"
+
+
+def test_connection_that_is_gone_is_a_reset_for_the_program() -> None:
+    with running(**ECHO) as source, FakeAgent({**ECHO, "fresh": False}) as target:
+        client = connect(7000)
+        client.send(b"x")
+        read(client, 1)
+        paused = source.pause()
+        target.region.view[:] = source.region.view
+        answer = target.ask("attach", registers=paused["registers"], sockets=[], gone=[0], last=True)
+        assert answer == {"attached": True}
+        target.ask("resume")
+        stats = target.ask("stats")
+        assert (stats["connections"], stats["resets"]) == (0, 1)
+
+
+def test_attach_to_ram_that_holds_no_guest() -> None:
+    with running(**ECHO) as source, FakeAgent({**ECHO, "fresh": False}) as target:
+        registers = source.pause()["registers"]
+        target.region.view[:4096] = b"\xaa" * 4096
+        assert "no heap in RAM" in target.ask("attach", registers=registers, sockets=[], last=True)["error"]
+
+
+def test_guest_ends_when_its_agent_is_gone() -> None:
+    with running(**ECHO) as agent:
+        agent.control.socket.close()
+        assert agent.process.wait(DEADLINE_S) == 1
+
+
+def test_control_says_when_the_guest_is_gone() -> None:
+    with running(**ECHO) as agent:
+        agent.process.kill()
+        with pytest.raises(ControlClosed):
+            agent.receive()
