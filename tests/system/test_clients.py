@@ -292,7 +292,7 @@ def test_a_heartbeat_sees_a_wait_that_is_not_over() -> None:
 
 
 def test_reports_in_between_forget_what_they_told_and_counters_go_on(tmp_path: Path) -> None:
-    with running(CLOSED) as run:
+    with running(CLOSED, samples=str(tmp_path / "last.npz")) as run:
         run.go_on(200)
         first = run.control.report(forget=True, save=tmp_path / "first.npz")["probes"][0]
         run.go_on(200)
@@ -304,6 +304,7 @@ def test_reports_in_between_forget_what_they_told_and_counters_go_on(tmp_path: P
     saved = np.load(tmp_path / "first.npz")
     assert len(saved["sent_ns"]) == first["requests"]
     assert saved["answered"].all()
+    assert np.load(tmp_path / "last.npz")["sent_ns"].min() > saved["received_ns"].max()
 
 
 def test_samples_are_saved_as_they_were_taken(tmp_path: Path) -> None:
@@ -319,6 +320,29 @@ def test_samples_are_saved_as_they_were_taken(tmp_path: Path) -> None:
         assert (~saved["answered"][mine]).sum() == probe["unanswered"]
         assert (saved["received_ns"][mine] >= saved["sent_ns"][mine]).all()
     assert sorted(set(saved["connection"].tolist())) == list(range(7))
+
+
+@pytest.mark.parametrize("probe", [CLOSED, CHURN], ids=lambda probe: str(probe["kind"]))
+def test_a_sample_that_was_given_up_says_so(probe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    with running(probe, fault="drop", samples=str(path)) as run:
+        begin_ns, _ = run.fault()
+        run.go_on(50)
+        run.control.stop(deadline_s=0.3)
+    saved = np.load(path)
+    (given_up,) = np.flatnonzero(~saved["answered"])
+    assert saved["sent_ns"][given_up] <= begin_ns
+    assert saved["received_ns"][given_up] >= begin_ns + 300 * MS
+
+
+@pytest.mark.parametrize("kind", ["closed-loop", "open-loop"])
+def test_messages_that_the_kernel_does_not_take_at_once_go_out_whole(kind: str) -> None:
+    rate = {"interval_us": 1000} if kind == "closed-loop" else {"rate_per_s": 50}
+    with running({"kind": kind, "connections": 1, "size": 1 << 20, **rate}, at=-1) as run:
+        run.go_on(20)
+        (seen,) = run.control.stop()["probes"]
+    only(seen)
+    assert seen["requests"] >= 20
 
 
 def test_the_client_ends_when_nobody_controls_it_any_more() -> None:
