@@ -91,13 +91,21 @@ class ClientControl:
         return self._ask("heartbeat", 0.0, do="heartbeat")
 
     def report(
-        self, windows: Sequence[tuple[int, int]] = (), *, forget: bool = False, save: Path | None = None
+        self,
+        windows: Sequence[tuple[int, int]] = (),
+        *,
+        forget: bool = False,
+        save: Path | None = None,
+        deadline_s: float = _STOP_DEADLINE_S,
     ) -> dict[str, Any]:
-        """A summary in between: the probes rest while it is made, and go on after. `forget` lets go of the
-        samples reported (the counters go on), `save` writes them to a .npz first."""
-        return self._ask(
-            "summary", _STOP_DEADLINE_S, do="report", windows=windows, forget=forget, save=save and str(save)
-        )
+        """A summary in between: the probes rest while it is made, and go on after.
+
+        Replies that are due may come for up to `deadline_s`; later ones are in the next summary. `save`
+        writes the samples to a .npz, `forget` then lets go of them (if no reply was due), so that memory
+        stays flat; the counters go on.
+        """
+        request = {"do": "report", "windows": windows, "forget": forget, "save": save and str(save)}
+        return self._ask("summary", deadline_s, **request, deadline_ms=round(deadline_s * 1000))
 
     def stop(
         self, windows: Sequence[tuple[int, int]] = (), deadline_s: float = _STOP_DEADLINE_S

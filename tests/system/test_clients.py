@@ -148,6 +148,33 @@ def test_a_pause_is_seen_in_its_whole_length_and_in_its_window(probe: dict[str, 
         assert row["during_ns"][0] >= (50 - 10) * MS, "every connection was kept waiting"
 
 
+def test_turns_missed_are_skipped_and_counted_not_made_up_for() -> None:
+    with running(CLOSED, fault="pause", at=150, ms=50) as run:
+        run.fault()
+        run.go_on(100)
+        summary = run.control.stop()
+    (seen,) = summary["probes"]
+    assert seen["skipped"] >= 4 * 40
+    turns = 4 * ((summary["ended_ns"] - summary["begun_ns"]) // MS + 1)
+    assert seen["requests"] + seen["skipped"] <= turns
+
+
+def test_a_report_while_the_server_pauses_leaves_the_wait_to_the_next() -> None:
+    with running({**CLOSED, "connections": 1}, fault="pause", at=50, ms=400) as run:
+        while run.control.heartbeat()["probes"][0]["longest_wait_ns"] < 50 * MS:
+            assert not select.select([run.report], [], [], 0.001)[0], "the pause went by unseen"
+        between = run.control.report(deadline_s=0.01)["probes"][0]
+        assert not select.select([run.report], [], [], 0)[0], "reported while the server still paused"
+        run.fault()
+        run.go_on(50)
+        (seen,) = run.control.stop()["probes"]
+    only(between)
+    assert between["waits"]["count"] == between["requests"] - 1
+    only(seen)
+    assert seen["waits"]["longest_ns"] >= 400 * MS
+    assert seen["waits"]["count"] == seen["requests"]
+
+
 def test_without_the_pause_no_such_gap_is_seen() -> None:
     with running(CLOSED, at=150) as run:
         begin_ns, _ = run.fault()
