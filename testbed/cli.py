@@ -20,7 +20,6 @@ from testbed.scenario.options import MIN_RAM_BYTES, OptionError, Options
 from testbed.scenario.units import parse_duration, parse_rate, parse_size
 
 if TYPE_CHECKING:
-
     from testbed.measure.result import Result
 
 PASSED, CHECK_FAILED, WRONG_REQUEST, CANNOT, ROLLED_BACK = range(5)
@@ -138,6 +137,48 @@ def migrate(
 
 
 @app.command()
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="switchover, connections, churn, copy, lab, endurance; all if none is named."),
+    ] = None,
+    migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, nothing else.")] = False,
+    quiet: Quiet = False,
+    runs: RunFolder = DEFAULT_FOLDER,
+) -> None:
+    """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes some
+    minutes."""
+    from testbed.scenario.bench import BENCHES, Figure, Setting
+
+    chosen = names or list(BENCHES)
+    with _wrong_request():
+        for unknown in (one for one in chosen if one not in BENCHES):
+            raise OptionError(f"bench: {unknown!r} is none of {', '.join(BENCHES)}")
+        if not 1 <= migrations <= 10_000:
+            raise OptionError(f"--migrations: {migrations} is not between 1 and 10000")
+
+    def inside(folder: Path) -> int:
+        from rich.console import Console
+
+        from testbed.report.figures import Silence, show_figures
+
+        say = Console(stderr=True, highlight=False, quiet=quiet).print
+        figures: list[Figure] = []
+        for one in chosen:
+            say(f"{one}: {BENCHES[one].__doc__}", style="dim")
+            figures += BENCHES[one](Setting(folder, Silence(), migrations))
+        (folder / "figures.json").write_text(json.dumps([one.as_dict() for one in figures], indent=2) + "\n")
+        if json_:
+            print((folder / "figures.json").read_text(), end="")
+        else:
+            show_figures(Console(highlight=False), figures)
+        return PASSED if all(one.holds for one in figures) else CHECK_FAILED
+
+    _finish(_inside_universe(runs, "bench", inside))
+
+
+@app.command()
 def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -201,10 +242,7 @@ def _finish(status: int) -> NoReturn:
 
 def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool) -> int:
     """Everything from the checks that need no lab to the exit status."""
-    from netns import universe
     from testbed.guest.program import ProgramError, load_program
-    from testbed.scenario.lab import PRELOAD
-    from testbed.scenario.run import make_folder
 
     _check_memory(options)
     import_path = [str(Path.cwd())]
@@ -213,18 +251,39 @@ def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool)
         load_program(options.program)
     except ProgramError as error:
         _fail(WRONG_REQUEST, f"--program: {error}")
+
+    def inside(folder: Path) -> int:
+        return _show_run(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+
+    return _inside_universe(runs, name, inside)
+
+
+def _inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int:
+    """Run `inside` in a universe, with a folder of its own below `runs`; its exit status, or that of what
+    went wrong."""
+    from netns import universe
+    from testbed.scenario.lab import PRELOAD
+    from testbed.scenario.run import give_to_caller, make_folder
+
     try:
         folder = make_folder(runs, name)
     except OSError as error:
         _fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")
 
-    def inside() -> int:
-        return _in_universe(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+    def guarded() -> int:
+        try:
+            status = inside(folder)
+            give_to_caller(folder)
+            return status
+        except KeyboardInterrupt:
+            print("testbed: interrupted; the lab is gone", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            return _explained(error)
 
     try:
-        return universe.run(inside, preload=PRELOAD)
+        return universe.run(guarded, preload=PRELOAD)
     except universe.UniverseUnavailable as error:
-        folder.rmdir()
         _fail(CANNOT, f"{error.what}: {error.cost}. {error.remedy}")
     finally:
         with suppress(OSError):
@@ -245,23 +304,16 @@ def _check_memory(options: Options) -> None:
         )
 
 
-def _in_universe(
+def _show_run(
     options: Options, name: str, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool
 ) -> int:
     from rich.console import Console
 
     from testbed.report.terminal import Progress, show_summary
-    from testbed.scenario.run import give_to_caller, run
+    from testbed.scenario.run import run
 
     console = Console(stderr=as_json, highlight=False)
-    try:
-        result = run(options, name, folder, Progress(console, quiet), import_path)
-        give_to_caller(folder)
-    except KeyboardInterrupt:
-        print("testbed: interrupted; the lab is gone", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        return _explained(error)
+    result = run(options, name, folder, Progress(console, quiet), import_path)
     if as_json:
         print((folder / "result.json").read_text(), end="")
     else:

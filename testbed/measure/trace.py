@@ -76,6 +76,7 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self.events: list[dict[str, Any]] = []
+        self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECORDER_BUFFER_BYTES)
         self._socket.bind(str(path))
@@ -94,4 +95,6 @@ class Recorder:
                 return new
 
     def close(self) -> None:
+        """Stop receiving; the path is free again."""
         self._socket.close()
+        self._path.unlink(missing_ok=True)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import secrets
 import select
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
@@ -35,6 +39,21 @@ PRELOAD = (
     "testbed.host.agent",
 )
 """What the fork server imports once, for all the processes of a lab."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds: memory that is its alone (the guest's RAM is shared and not in it), and
+    descriptors."""
+
+    name: str
+    private_bytes: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, process: Process) -> Usage:
+        seen = psutil.Process(process.pid)
+        return cls(process.name, seen.memory_full_info().uss, seen.num_fds())
 
 
 class Agent:
@@ -209,11 +228,36 @@ class Lab:
         stats = self.agents[self.owner].line.ask({"do": "stats"}, READY_DEADLINE_S)
         return None if stats is None else dict(stats)
 
+    def usage(self) -> list[Usage]:
+        """What each process of the lab holds now: agents and clients."""
+        return [Usage.of(process) for process in self._processes if process.wait(0) is None]
+
+    def start_program(self, node: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start an ordinary program in a node, its standard output a pipe. OSError where there is no such
+        program."""
+        with self.topology.namespace(node).entered():
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    def wait_listening(self, node: str, port: int, deadline_s: float) -> None:
+        """Wait until something in `node` listens on TCP `port`. TimeoutError. There is no event for it: asks
+        each 10 ms."""
+        end = time.monotonic() + deadline_s
+        with self.topology.namespace(node).entered():
+            while not any(
+                _listens(Path(table), port)
+                for table in ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
+            ):
+                if time.monotonic() > end:
+                    raise TimeoutError(
+                        110, f"nothing listens on port {port} of {node} after {deadline_s:g} s"
+                    )
+                select.select([], [], [], 0.01)
+
     def stop_clients(self, windows: Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:
         """End every client's probes; returns their summaries, parted by the migrations' windows."""
         return {name: client.stop(windows) for name, client in self.clients.items()}
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,3 +266,9 @@ class Lab:
     def close(self) -> None:
         """Bring all of it down."""
         self._stack.close()
+
+
+def _listens(table: Path, port: int) -> bool:
+    """Whether a table of TCP sockets (proc_net_tcp) has a listener on `port`: state 0A."""
+    rows = [line.split() for line in table.read_text().splitlines()[1:]]
+    return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)

@@ -16,12 +16,15 @@ from testbed.measure.result import Guest, Migration, Outcome, Result
 from testbed.scenario import outcome
 from testbed.scenario.checks import judge
 from testbed.scenario.environment import environment
-from testbed.scenario.lab import Lab
+from testbed.scenario.lab import Lab, Usage
 from testbed.scenario.options import Options
 
 AFTERMATH_S = 1.0
 """How long clients are watched after a migration: the announcement schedule ends after 0.8 s, a
 retransmission takes 0.2 s."""
+BETWEEN_S = 0.4
+"""The same between two migrations of one run: a retransmission takes 0.2 s; later announcements are cut
+short."""
 MIGRATION_DEADLINE_S = 600.0
 
 
@@ -72,11 +75,14 @@ def run(
             f"clients: {connections} connections; {options.baseline_ns / 1e9:g} s of normal service first"
         )
         lab.watch(options.baseline_ns / 1e9, witness.event)
+        used_before = lab.usage()
         for number in range(1, options.migrations + 1):
             witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
-            _migrate(lab, log, witness.event, import_path)
+            last = number == options.migrations
+            _migrate(lab, log, witness.event, import_path, AFTERMATH_S if last else BETWEEN_S)
             if "error" in log.told[-1].source_answer:
                 break
+        used_after = lab.usage()
         witness.say("clients finish what they asked")
         summaries = lab.stop_clients(log.windows)
         stats = lab.guest_stats() if _guest_lives(log) else None
@@ -84,10 +90,15 @@ def run(
         events = lab.recorder.events
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
         surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
+        surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
     result = _result(options, name, started_at, log, summaries, stats, surroundings)
     (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
     return result
+
+
+def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
+    return {one.name: {"private_bytes": one.private_bytes, "descriptors": one.descriptors} for one in usage}
 
 
 def _guest_lives(log: _Log) -> bool:
@@ -95,7 +106,11 @@ def _guest_lives(log: _Log) -> bool:
 
 
 def _migrate(
-    lab: Lab, log: _Log, on_event: Callable[[dict[str, Any]], None], import_path: Sequence[str]
+    lab: Lab,
+    log: _Log,
+    on_event: Callable[[dict[str, Any]], None],
+    import_path: Sequence[str],
+    after_s: float,
 ) -> None:
     events_before = len(lab.recorder.events)
     sightings_before, relearned_before = len(lab.sightings), len(lab.relearned)
@@ -103,7 +118,7 @@ def _migrate(
     ordered_ns = time.monotonic_ns()
     source_answer, target_answer = lab.migrate(on_event, MIGRATION_DEADLINE_S, import_path)
     ended_ns = time.monotonic_ns()
-    lab.watch(AFTERMATH_S, on_event)
+    lab.watch(after_s, on_event)
     stats = lab.guest_stats() if "error" not in target_answer else None
     counts = stats["counts"] if stats else {}
     learned = [one.t_ns for one in lab.relearned[relearned_before:] if one.port == target]

@@ -1,0 +1,237 @@
+"""The figures that this testbed promises, each measured in a lab of its own. Runs inside a universe.
+
+A figure is the median over the migrations of a run, with its spread; what is compared with a peer is a ratio
+within one run. Nothing here is a test: on a loaded machine the figures are worse and the table says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed.measure.result import Result
+from testbed.scenario import plan as planned
+from testbed.scenario.lab import Lab
+from testbed.scenario.options import Options
+from testbed.scenario.run import Witness, run
+
+SWITCHOVER = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)
+CONNECTIONS = Options(clients=5, connections=500, interval_ns=100_000_000, stream_rate_per_s=0, churn_per_s=0)
+CHURN = Options(clients=4, connections=4, stream_rate_per_s=0, churn_per_s=200)
+COPY = Options(ram_bytes=1 << 30, fill=0.9, connections=0, clients=1, stream_rate_per_s=10, churn_per_s=0)
+IPERF_S = 2
+COPY_DEADLINE_S = 120
+START_PROGRAM_DEADLINE_S = 30
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`value` with its unit, from `low` to `high` over the repeats; `limit` is what was promised, `at_most`
+    which way."""
+
+    bench: str
+    name: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    limit: float | None = None
+    at_most: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+    @property
+    def holds(self) -> bool:
+        return self.limit is None or (self.value <= self.limit if self.at_most else self.value >= self.limit)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a bench puts its runs, whom it tells, and how many migrations it makes."""
+
+    folder: Path
+    witness: Witness
+    migrations: int
+
+
+Bench = Callable[[Setting], Iterator[Figure]]
+
+
+def _median(bench: str, name: str, values: Sequence[float], unit: str, limit: float | None = None) -> Figure:
+    return Figure(bench, name, statistics.median(values), unit, min(values), max(values), limit)
+
+
+def _count(bench: str, name: str, value: int, limit: int | None = 0) -> Figure:
+    return Figure(bench, name, value, "", value, value, limit)
+
+
+def _run(setting: Setting, options: Options, name: str) -> Result:
+    folder = setting.folder / name
+    folder.mkdir()
+    return run(options, name, folder, setting.witness)
+
+
+def _damage(bench: str, result: Result) -> Iterator[Figure]:
+    """What must be zero, whatever the load."""
+    clients = result.clients
+    completed = sum(one.outcome == "completed" for one in result.migrations)
+    yield _count(bench, "migrations that did not complete", result.options["migrations"] - completed)
+    broken = clients.broken + clients.resets + clients.failed_connects
+    yield _count(bench, "connections broken, resets, failed connects", broken)
+    damaged = clients.bytes_lost + clients.bytes_duplicated + clients.bytes_corrupted
+    yield _count(bench, "bytes lost, duplicated or corrupted", damaged)
+
+
+def switchover(setting: Setting) -> Iterator[Figure]:
+    """256 MiB, 8 connections asking every millisecond, 2,000 pages/s dirtied."""
+    result = _run(setting, _with(SWITCHOVER, setting), "switchover")
+    done = [one for one in result.migrations if one.outcome == "completed"]
+    yield _median("switchover", "blackout", [one.blackout_ms or 0 for one in done], "ms", 5)
+    yield _median("switchover", "longest client gap", [one.gap_ms.max or 0 for one in done], "ms", 10)
+    for part in done[0].blackout_parts_ms:
+        yield _median(
+            "switchover", f"  of it {part}", [one.blackout_parts_ms.get(part, 0) for one in done], "ms"
+        )
+    heard = [one.network_gap_ms for one in done if one.network_gap_ms is not None]
+    yield _median("switchover", "silence on the wire", heard, "ms")
+    yield _count("switchover", "retransmits", result.clients.retransmits)
+    yield from _damage("switchover", result)
+
+
+def connections(setting: Setting) -> Iterator[Figure]:
+    """500 connections."""
+    result = _run(setting, _with(CONNECTIONS, setting), "connections")
+    done = [one for one in result.migrations if one.outcome == "completed"]
+    yield _median(
+        "connections", "blackout, 500 connections", [one.blackout_ms or 0 for one in done], "ms", 50
+    )
+    yield _median("connections", "longest client gap", [one.gap_ms.max or 0 for one in done], "ms")
+    yield _count("connections", "retransmits", result.clients.retransmits, None)
+    yield from _damage("connections", result)
+
+
+def churn(setting: Setting) -> Iterator[Figure]:
+    """200 connections a second opened and closed through every migration."""
+    result = _run(setting, _with(CHURN, setting), "churn")
+    done = [one for one in result.migrations if one.outcome == "completed"]
+    yield _median("churn", "blackout, 200 new connections/s", [one.blackout_ms or 0 for one in done], "ms")
+    yield _count("churn", "failed connects", result.clients.failed_connects)
+    yield _count("churn", "resets", result.clients.resets)
+    yield from _damage("churn", result)
+
+
+def copy(setting: Setting) -> Iterator[Figure]:
+    """The first round of 1 GiB of incompressible RAM, beside iperf3 on the same wire in the same minute."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    for number in range(3):
+        folder = setting.folder / f"copy-{number}"
+        folder.mkdir()
+        with Lab(COPY, folder, setting.witness.say) as lab:
+            lab.boot([])
+            if shutil.which("iperf3"):
+                theirs.append(_iperf3_mbit(lab))
+            lab.start_clients()
+            answer, _ = lab.migrate(setting.witness.event, COPY_DEADLINE_S, [])
+            first = answer["rounds"][0]
+            ours.append(first["bytes"] * 8e3 / first["duration_ns"])
+            lab.stop_clients([])
+    yield _median("copy", "first round of 1 GiB", ours, "Mbit/s")
+    if theirs:
+        yield _median("copy", "iperf3, one stream, same wire", theirs, "Mbit/s")
+        ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+        yield Figure(
+            "copy", "ratio to iperf3", statistics.median(ratios), "", min(ratios), max(ratios), 0.7, False
+        )
+
+
+def _iperf3_mbit(lab: Lab) -> float:
+    """What one stream of iperf3 reaches from host-a to host-b over the migration wire, Mbit/s."""
+    server = ["iperf3", "--server", "--one-off", "--json"]
+    source, target = planned.HOSTS
+    address = planned.MIGRATION_ADDRESS[target]
+    with lab.start_program(target, server) as serving:
+        lab.wait_listening(target, 5201, START_PROGRAM_DEADLINE_S)
+        client = ["iperf3", "--client", address, "--time", str(IPERF_S), "--json"]
+        with lab.start_program(source, client) as asking:
+            output, _ = asking.communicate(timeout=IPERF_S + START_PROGRAM_DEADLINE_S)
+        serving.wait(START_PROGRAM_DEADLINE_S)
+    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def lab(setting: Setting) -> Iterator[Figure]:
+    """How long a lab takes to come up and go, what its agents hold, and how soon the command answers."""
+    ups: list[float] = []
+    downs: list[float] = []
+    memory: list[float] = []
+    for number in range(5):
+        folder = setting.folder / f"lab-{number}"
+        folder.mkdir()
+        begin = time.monotonic()
+        with Lab(SWITCHOVER, folder) as standing:
+            standing.boot([])
+            ups.append(time.monotonic() - begin)
+            memory.append(
+                max(one.private_bytes for one in standing.usage() if one.name in planned.HOSTS) / 2**20
+            )
+            begin = time.monotonic()
+        downs.append(time.monotonic() - begin)
+    yield _median("lab", "up", ups, "s", 1.5)
+    yield _median("lab", "down", downs, "s", 0.5)
+    yield _median("lab", "an agent's memory beyond the guest's RAM", memory, "MiB", 100)
+    yield _median("lab", "testbed --help", _help_s(), "s", 0.3)
+
+
+def _help_s() -> list[float]:
+    command = shutil.which("testbed")
+    times: list[float] = []
+    for _ in range(5):
+        begin = time.monotonic()
+        subprocess.run([*_command(command), "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.monotonic() - begin)
+    return times
+
+
+def _command(found: str | None) -> list[str]:
+    beside = Path(sys.executable).with_name("testbed")
+    return [str(beside)] if beside.exists() else [found] if found else [sys.executable, "-m", "testbed"]
+
+
+def endurance(setting: Setting) -> Iterator[Figure]:
+    """100 migrations there and back under load: nothing breaks, nothing grows."""
+    options = _with(SWITCHOVER, Setting(setting.folder, setting.witness, max(100, setting.migrations)))
+    result = _run(setting, options, "endurance")
+    yield from _damage("endurance", result)
+    done = [one.blackout_ms or 0 for one in result.migrations if one.outcome == "completed"]
+    yield _median("endurance", "blackout", done, "ms")
+    before, after = result.environment["usage_before"], result.environment["usage_after"]
+    for host in planned.HOSTS:
+        grown = after[host]["descriptors"] - before[host]["descriptors"]
+        yield _count("endurance", f"descriptors that {host} gained", grown)
+        grown_mib = (after[host]["private_bytes"] - before[host]["private_bytes"]) / 2**20
+        yield Figure(
+            "endurance", f"memory that {host} gained", round(grown_mib, 2), "MiB", grown_mib, grown_mib, 8
+        )
+
+
+def _with(options: Options, setting: Setting) -> Options:
+    return replace(options, migrations=setting.migrations)
+
+
+BENCHES: dict[str, Bench] = {
+    "switchover": switchover,
+    "connections": connections,
+    "churn": churn,
+    "copy": copy,
+    "lab": lab,
+    "endurance": endurance,
+}
