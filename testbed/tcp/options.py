@@ -108,6 +108,7 @@ def make_room_to_receive(sock: socket.socket, size_bytes: int) -> None:
 
 def make_room_to_send(sock: socket.socket, size_bytes: int, locks: int) -> None:
     """Let the send buffer be at least `size_bytes`; OSError ENOBUFS where net.core.wmem_max forbids it."""
+    size_bytes += size_bytes & 1
     reached = sock.getsockopt(_SOCKET, socket.SO_SNDBUF)
     if reached < size_bytes:
         reached = set_buffer(sock, socket.SO_SNDBUF, size_bytes)

@@ -23,6 +23,7 @@ had not left either; until then the connection stands in the state before it.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import replace
 
 from testbed.kernel import tcp_repair as kernel
@@ -95,17 +96,13 @@ def thaw(
     return sock
 
 
-def release(
-    sock: socket.socket, state: ConnectionState, probe: bool, injector: Injector | None = None
-) -> None:
+def release(sock: socket.socket, state: ConnectionState, probe: bool) -> None:
     """Let a thawed socket live: out of repair mode, then what was never sent is sent.
 
-    Plug the guest in first. With `probe` every established connection sends an empty segment; without, only
-    those speak that owe something: bytes, a FIN, an acknowledgement (the peer would repeat itself in 200 ms).
-    `injector` is needed by half-closed connections that owe an acknowledgement; missing, it is made here.
+    Plug the guest in first. With `probe` an established connection also sends an empty segment, by which the
+    network learns where it lives now. :func:`acknowledge` is the other half, which need not be waited for.
     """
-    due = state.acknowledgement_due
-    kernel.repair_off(sock, probe=probe or due)
+    kernel.repair_off(sock, probe=probe)
     options = state.options
     apply_reuse(sock, options)
     if state.state == CLOSE:
@@ -114,13 +111,25 @@ def release(
         sock.setsockopt(kernel.SOL_TCP, kernel.TCP_CORK, 1)
     if state.unsent:
         _send_all(sock, state.unsent)
-    elif due and state.state != ESTABLISHED:
-        _draw_acknowledgement(state, injector)
     if state.our_fin_unsent:
         sock.shutdown(socket.SHUT_WR)
     if options.buffer_locks & kernel.SOCK_SNDBUF_LOCK:
         set_buffer(sock, socket.SO_SNDBUF, options.send_buffer_bytes)
         set_buffer_locks(sock, options.buffer_locks)
+
+
+def acknowledge(states: Iterable[ConnectionState], injector: Injector) -> int:
+    """Give the acknowledgements that the source had received bytes for and not sent; returns their number.
+
+    The peer would send those bytes again after 200 ms. The source's timer for delayed acknowledgements does
+    not move, and the probe of :func:`release` is no acknowledgement: it stands before the peer's window, so
+    the peer answers it without reading it. After the guest has resumed is early enough; where it has spoken
+    already, this only repeats what it said.
+    """
+    due = [state for state in states if state.acknowledgement_due]
+    for state in due:
+        injector.send(state, segments.acknowledgement_request(state))
+    return len(due)
 
 
 def thaw_listener(state: ListenerState) -> socket.socket:
@@ -149,15 +158,6 @@ def thaw_listener(state: ListenerState) -> socket.socket:
         sock.close()
         raise ThawError(error.errno, f"cannot thaw {state}: {error.strerror}") from error
     return sock
-
-
-def _draw_acknowledgement(state: ConnectionState, injector: Injector | None) -> None:
-    """A stray segment draws the acknowledgement; the kernel's probe is for established connections only."""
-    if injector is None:
-        with Injector() as own:
-            own.send(state, segments.acknowledgement_request(state))
-    else:
-        injector.send(state, segments.acknowledgement_request(state))
 
 
 def _rebuild(sock: socket.socket, state: ConnectionState, injector: Injector | None) -> None:

@@ -15,7 +15,7 @@ from testbed.measure.pattern import pattern
 from testbed.tcp.freeze import freeze, unchanged
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, decode, encode
-from testbed.tcp.thaw import prepare, release, thaw
+from testbed.tcp.thaw import acknowledge, prepare, release, thaw
 from tests.system.tcp_stage import GUEST_4, Stage
 
 PORT = 7000
@@ -86,7 +86,13 @@ class Pair:
         assert unchanged(self.server, self.state)
         return self.state
 
-    def move(self, *, probe: bool = True, edit: Callable[[ConnectionState], ConnectionState] | None = None) -> None:
+    def move(
+        self,
+        *,
+        probe: bool = True,
+        acknowledges: bool = True,
+        edit: Callable[[ConnectionState], ConnectionState] | None = None,
+    ) -> None:
         """Freeze (where that is not done yet), thaw from the encoded bytes, plug in and release."""
         state = self.state or self.freeze()
         moved = decode(encode(edit(state) if edit else state))
@@ -95,7 +101,9 @@ class Pair:
             there = thaw(moved, prepare(state.family), injector)
             self.server.close()
             self.lab.plug("target")
-            release(there, moved, probe, injector)
+            release(there, moved, probe)
+            if acknowledges:
+                acknowledge([moved], injector)
         there.settimeout(PATIENCE_S)
         self.server, self.state = there, None
 
@@ -115,7 +123,9 @@ class Pair:
         return kernel.tcp_info(self.client).total_retrans
 
 
-def connect(lab: Stage, address: str = GUEST_4, prepare_client: Callable[[socket.socket], object] | None = None) -> Pair:
+def connect(
+    lab: Stage, address: str = GUEST_4, prepare_client: Callable[[socket.socket], object] | None = None
+) -> Pair:
     """A connection from `client` to `source`; its listener is gone."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with lab.source.entered():
@@ -162,7 +172,8 @@ def arrived(sock: socket.socket) -> int:
 
 
 def _fill(sock: socket.socket, offset: int) -> int:
-    """Write until the socket takes nothing for a tenth of a second, that is until the peer is full as well."""
+    """Write until the socket takes nothing for a tenth of a second, that is until the peer is full as
+    well."""
     total = 0
     while select.select([], [sock], [], 0.1)[1]:
         total += sock.send(pattern(offset + total, 1 << 16), socket.MSG_DONTWAIT)

@@ -15,6 +15,7 @@ from pyroute2 import IPRoute
 from netns.namespace import Namespace
 from testbed.kernel import netlink
 
+CLIENT_MAC = "02:00:00:00:00:02"
 MAC = "02:00:00:00:00:42"
 GUEST_4, CLIENT_4 = "10.7.0.10", "10.7.0.2"
 GUEST_6, CLIENT_6 = "fd07::10", "fd07::2"
@@ -30,9 +31,12 @@ class Stage:
         self._route.link("add", ifname="br0", kind="bridge")
         self._bridge = self._route.link_lookup(ifname="br0")[0]
         self._route.link("set", index=self._bridge, state="up")
-        self.client = self._member("client", "02:00:00:00:00:02", CLIENT_4, CLIENT_6)
+        self.client = self._member("client", CLIENT_MAC, CLIENT_4, CLIENT_6)
         self.source = self._member("source", MAC, GUEST_4, GUEST_6)
         self.target = self._member("target", MAC, GUEST_4, GUEST_6)
+        for name in ("source", "target"):
+            self.know_neighbour(name, CLIENT_4, CLIENT_MAC)
+            self.know_neighbour(name, CLIENT_6, CLIENT_MAC)
         self.cut("target")
 
     def _member(self, name: str, mac: str, four: str, six: str) -> Namespace:
@@ -49,6 +53,9 @@ class Stage:
             inside.addr("add", index=eth0, address=six, prefixlen=64, flags=0x02)  # IFA_F_NODAD
             inside.link("set", index=eth0, state="up")
         self._route.link("set", index=index, master=self._bridge, state="up")
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as watch:
+            # When the kernel notices a carrier, it puts the port back to forwarding: not after our cut.
+            netlink.wait_operational(watch, self._commands, name, 10.0)
         return namespace
 
     def cut(self, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.tcp.handshakes import HalfOpen, HandshakeHold
-from tests.system.tcp_stage import CLIENT_4, GUEST_4, GUEST_6, Stage, stage
+from tests.system.tcp_stage import CLIENT_4, CLIENT_MAC, GUEST_4, GUEST_6, Stage, stage
 
 pytestmark = pytest.mark.universe
 
@@ -106,4 +106,4 @@ def _half_open(lab: Stage, half_open: HalfOpen) -> socket.socket:
 
 
 def _unmute(lab: Stage) -> None:
-    lab.know_neighbour("source", CLIENT_4, "02:00:00:00:00:02")
+    lab.know_neighbour("source", CLIENT_4, CLIENT_MAC)
