@@ -119,6 +119,9 @@ class Machine:
                 if connection is not None:
                     ready(connection, events)
                     self._steps += 1
+                elif fd in service.dormant:
+                    ready(service.wake(fd), events)
+                    self._steps += 1
                 elif fd in self._listeners:
                     self._accept(self._listeners[fd], ACCEPTS_A_STEP)
                 elif fd == self._control.fileno():
@@ -162,7 +165,7 @@ class Machine:
                 fd, _ = listener._accept()  # type: ignore[attr-defined] # what accept() wraps at twice the cost
             except (BlockingIOError, ConnectionAbortedError):
                 return count
-            service.accept(tcp_socket(fd))
+            service.accept(fd)
         return most
 
     # -- orders ------------------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ class Machine:
         self._ran_ns += paused_ns - self._running_since_ns
         service, _ = self._running_parts()
         sockets: list[list[int | str]] = [[i, fd, "listener"] for i, fd in enumerate(self._listeners)]
-        sockets += [[connection.slot, fd, "connection"] for fd, connection in service.connections.items()]
+        sockets += [[slot, fd, "connection"] for slot, fd in service.bound()]
         head: dict[str, Any] = {"paused": True, "t_ns": paused_ns, "registers": self.registers()}
         for start in range(0, max(1, len(sockets)), SOCKETS_A_MESSAGE):
             part = sockets[start : start + SOCKETS_A_MESSAGE]
@@ -239,7 +242,7 @@ class Machine:
             raise ControlError(f"{len(sockets)} sockets were named and {len(fds)} descriptors came")
         for (slot, kind), fd in zip(sockets, fds, strict=True):
             if kind == "connection":
-                service.adopt(slot, tcp_socket(fd))
+                service.adopt(slot, fd)
                 self._attached.append(slot)
             elif kind == "listener":
                 self._listen(socket.socket(fileno=fd))
@@ -275,7 +278,7 @@ class Machine:
         program = self.program_class(memory)
         program.host = self.spec.host
         service = Service(
-            program, memory, self._epoll, time.monotonic_ns,
+            program, memory, self._epoll, tcp_socket, time.monotonic_ns,
             max_connections=self.spec.max_connections, linger_ns=self.spec.linger_ns,
         )  # fmt: skip
         load = Load(memory, self.spec.load)
@@ -303,8 +306,8 @@ class Machine:
         return {"running": self._running_since_ns}
 
     def _owned(self) -> set[int]:
-        connections = self._service.connections if self._service is not None else {}
-        return {*self._listeners, *connections}
+        bound = self._service.bound() if self._service is not None else []
+        return {*self._listeners, *(fd for _, fd in bound)}
 
     def registers(self) -> dict[str, Any]:
         """What the machine remembers outside RAM; JSON-able."""

@@ -173,7 +173,7 @@ class Rehearsal:
         peer = Peer(self, self._next_fd, window_bytes)
         self._next_fd += 1
         self.peers[peer.fileno()] = peer
-        self.service.accept(_Socket(peer))
+        self.service.accept(peer.fileno())
         self.run()
         return peer
 
@@ -188,9 +188,10 @@ class Rehearsal:
         """One handler at most for each connection, as the machine does; False when there was nothing to do.
         """
         busy = False
-        for fd, connection in list(self.service.connections.items()):
-            events = self._poller.ready(fd, self.peers[fd].events())
-            if events and connection.alive:
+        for _, fd in self.service.bound():
+            events = self._poller.ready(fd, self.peers[fd].events()) if fd in self._poller.wanted else 0
+            if events:
+                connection = self.service.connections.get(fd) or self.service.wake(fd)
                 self.service.ready(connection, events)
                 busy = True
         if self.service.queue:
@@ -202,7 +203,7 @@ class Rehearsal:
         """Go on elsewhere, with the bytes of RAM and the sockets; the old RAM is wiped. Nothing is run yet.
         """
         self.host = host
-        bound = {connection.slot: fd for fd, connection in self.service.connections.items()}
+        bound = dict(self.service.bound())
         faults, old = self.service.faults, self._ram
         new = bytearray(old)
         # Every view of the old RAM would still work: what is read through one must not look like state.
@@ -210,7 +211,7 @@ class Rehearsal:
         self._assemble(new, fresh=False)
         self.service.faults.extend(faults)
         for slot in self.service.table.slots():
-            self.service.adopt(slot, _Socket(self.peers[bound[slot]]))
+            self.service.adopt(slot, bound[slot])
 
     def elapse(self, nanoseconds: int = LINGER_NS) -> None:
         """Let time pass for the linger limit."""
@@ -224,7 +225,12 @@ class Rehearsal:
         self.program = self._class(memory)
         self.program.host = self.host
         self.service = Service(
-            self.program, memory, self._poller, lambda: self.now_ns, max_connections=self._max_connections
+            self.program,
+            memory,
+            self._poller,
+            lambda fd: _Socket(self.peers[fd]),
+            lambda: self.now_ns,
+            max_connections=self._max_connections,
         )
         if fresh:
             self.program.boot()

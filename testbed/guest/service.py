@@ -38,6 +38,7 @@ from testbed.guest.connections import (
     OUT_START,
     OUTBOX_HIGH_BYTES,
     PEER_ENDED,
+    RECORD_WORDS,
     STREAM,
     Connection,
     ConnectionTable,
@@ -100,13 +101,16 @@ def interest(flags: int, unsent: int) -> int:
 
 
 class Service:
-    """Serves `program` on connections in `memory`. `clock` gives nanoseconds, for the linger limit alone."""
+    """Serves `program` on connections in `memory`. `transport` makes the socket of a descriptor; `clock`
+    gives nanoseconds, for the linger limit alone.
+    """
 
     def __init__(
         self,
         program: Program,
         memory: Memory,
         poller: Poller,
+        transport: Callable[[int], Transport],
         clock: Callable[[], int],
         *,
         max_connections: int = 4096,
@@ -117,12 +121,15 @@ class Service:
         self.counters = memory.words("machine.counters", len(COUNTERS))
         self.connections: dict[int, Connection] = {}
         """By descriptor."""
+        self.dormant: dict[int, int] = {}
+        """Slots by descriptor: adopted, and nothing has happened on them since."""
         self.faults: list[str] = []
         """The first faults, one line each; the counter counts them all."""
         self.queue: deque[Connection] = deque()
         """Those that are to be called although nothing has come."""
         self._words = self.table.words
         self._poller = poller
+        self._transport = transport
         self._clock = clock
         self._linger_ns = linger_ns
         self._lingering: dict[Connection, int] = {}
@@ -131,9 +138,9 @@ class Service:
 
     # -- connections come and go -------------------------------------------------------------------------
 
-    def accept(self, socket: Transport) -> None:
-        """A new connection. Its connected() is called by :meth:`run_queued`, so that it may come after a
-        migration.
+    def accept(self, fd: int) -> None:
+        """A new connection on `fd`. Its connected() is called by :meth:`run_queued`, so that it may come
+        after a migration.
 
         With no slot or no memory left it is closed again and counted as refused.
         """
@@ -143,27 +150,43 @@ class Service:
             slot = None
         if slot is None:
             self.counters[REFUSED] += 1
-            socket.close()
+            self._transport(fd).close()
             return
         self.counters[ACCEPTED] += 1
-        self.adopt(slot, socket)
+        self.adopt(slot, fd)
 
-    def adopt(self, slot: int, socket: Transport) -> None:
-        """Bind `socket` to the connection that RAM holds in `slot`. ValueError when it holds none there."""
-        words, base = self._words, slot * 16
+    def adopt(self, slot: int, fd: int) -> None:
+        """Bind `fd` to the connection that RAM holds in `slot`. ValueError when it holds none there.
+
+        This happens in the blackout, for every connection: what can wait until its first event is left to
+        :meth:`wake`.
+        """
+        words, base = self._words, slot * RECORD_WORDS
         flags = words[base + FLAGS] if 0 <= slot < self.table.count else 0
         if not flags:
             raise ValueError(f"RAM has no connection in slot {slot}")
-        connection = Connection(self.table, slot, socket)
-        fd = socket.fileno()
+        self._poller.register(fd, interest(flags, words[base + OUT_END] - words[base + OUT_START]))
+        self.dormant[fd] = slot
+        if flags & (NEW | AGAIN | CLOSING):
+            connection = self.wake(fd)
+            if flags & CLOSING:
+                self._lingering[connection] = self._clock() + self._linger_ns
+            else:
+                connection.queued = True
+                self.queue.append(connection)
+
+    def wake(self, fd: int) -> Connection:
+        """The connection that sleeps on `fd`."""
+        connection = Connection(self.table, self.dormant.pop(fd), self._transport(fd))
+        unsent = connection.unsent_bytes
+        connection.armed = interest(self._words[connection.base], unsent)
         self.connections[fd] = connection
-        connection.armed = interest(flags, words[base + OUT_END] - words[base + OUT_START])
-        self._poller.register(fd, connection.armed)
-        if flags & (NEW | AGAIN):
-            connection.queued = True
-            self.queue.append(connection)
-        if flags & CLOSING:
-            self._lingering[connection] = self._clock() + self._linger_ns
+        return connection
+
+    def bound(self) -> list[tuple[int, int]]:
+        """(slot, descriptor) of every connection."""
+        awake = [(connection.slot, fd) for fd, connection in self.connections.items()]
+        return awake + [(slot, fd) for fd, slot in self.dormant.items()]
 
     def lose(self, slot: int) -> None:
         """The connection in `slot` did not come along: tell the program that it was reset."""

@@ -18,7 +18,7 @@ from testbed.guest.connections import (
 )
 from testbed.guest.program import Connection, Program, ProgramError, load_program
 from testbed.guest.programs.echo import Echo
-from testbed.guest.rehearsal import Peer, Rehearsal, _Socket
+from testbed.guest.rehearsal import Peer, Rehearsal
 from testbed.guest.service import interest
 
 
@@ -78,7 +78,7 @@ def diary_of(stage: Rehearsal) -> str:
 def check_nothing_left(stage: Rehearsal, used_bytes: int) -> None:
     stage.service.table.memory.heap.check()
     assert stage.service.table.in_use == 0
-    assert stage.service.connections == {}
+    assert stage.service.bound() == []
     assert stage.service.lingering == 0
     assert stage.service.table.memory.heap.used_bytes == used_bytes
 
@@ -251,7 +251,7 @@ def test_connection_whose_connected_was_not_called_yet_migrates() -> None:
     stage = Rehearsal(Diary)
     peer = Peer(stage, 500, 1000)
     stage.peers[500] = peer
-    stage.service.accept(_Socket(peer))
+    stage.service.accept(500)
     stage.migrate()
     assert diary_of(stage) == ""
     peer.send(b"hello")
@@ -272,7 +272,7 @@ def test_socket_for_a_slot_that_ram_does_not_know(slot: int) -> None:
     stage = Rehearsal(Diary)
     stage.connect()
     with pytest.raises(ValueError, match="no connection in slot"):
-        stage.service.adopt(slot, stage.service.connections[100].socket)
+        stage.service.adopt(slot, 999)
 
 
 @pytest.mark.parametrize(
