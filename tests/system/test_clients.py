@@ -364,6 +364,7 @@ def test_a_sample_that_was_given_up_says_so(probe: dict[str, Any], tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["closed-loop", "open-loop"])
 def test_messages_that_the_kernel_does_not_take_at_once_go_out_whole(kind: str) -> None:
+    Path("/proc/sys/net/ipv4/tcp_wmem").write_text("4096 16384 65536")  # of this universe alone
     rate = {"interval_us": 1000} if kind == "closed-loop" else {"rate_per_s": 50}
     with running({"kind": kind, "connections": 1, "size": 1 << 20, **rate}, at=-1) as run:
         run.go_on(20)
