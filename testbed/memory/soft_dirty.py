@@ -83,9 +83,22 @@ def stopped(pid: int) -> Iterator[None]:
                 held_back[tid] = ptrace.wait(tid)
         yield
     finally:
-        for tid, signal in held_back.items():
-            with suppress(ProcessLookupError):  # killed meanwhile, which no stop holds up
-                ptrace.detach(tid, signal)
+        for tid in sorted(held_back, key=lambda tid: tid == pid):  # the first thread last: it ends last
+            try:
+                ptrace.detach(tid, held_back[tid])
+            except ProcessLookupError:
+                _let_die(tid, pid)
+
+
+def _let_die(tid: int, pid: int) -> None:
+    """Thread `tid` was killed while it was stopped. Its end is told to who traces it first, and until we have
+    taken note its process cannot end. Only what is told to a parent, if we are that too, is left for the
+    parent to hear.
+    """
+    own_child = tid == pid and _stat(pid)[1] == str(os.getpid())
+    if not own_child:
+        with suppress(ChildProcessError):
+            os.waitpid(tid, ptrace.WALL)
 
 
 def _threads(pid: int) -> set[int]:
@@ -93,10 +106,15 @@ def _threads(pid: int) -> set[int]:
     yet.
     """
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = _stat(pid)[0]
         tids = {int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()}
     except FileNotFoundError:
         state = "X"
     if state in "ZX":
         raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
     return tids
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: state, parent, and so forth (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

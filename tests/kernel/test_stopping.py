@@ -167,9 +167,48 @@ def test_after_an_exception_it_runs_too() -> None:
         wait_for_progress(region, 2)
 
 
-def test_killed_meanwhile() -> None:
-    with Region.create(8 * PAGE_BYTES) as region, counting_process(region, 2) as pid, stopped(pid):
-        os.kill(pid, signal.SIGKILL)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_killed_meanwhile(threads: int) -> None:
+    """It ends, and its parent hears of it."""
+    for _ in range(10):
+        with Region.create(8 * PAGE_BYTES) as region, counting_process(region, threads) as pid:
+            wait_for_progress(region, threads)
+            with stopped(pid):
+                os.kill(pid, signal.SIGKILL)
+            ended_in_time(pid)
+
+
+def test_killed_meanwhile_as_the_child_of_another() -> None:
+    """As a guest is: the agent that stops it did not start it. Its end must not stay with the agent."""
+    with Region.create(8 * PAGE_BYTES) as region:
+        reading, writing = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            with counting_process(region, 3) as pid:
+                os.write(writing, pid.to_bytes(4, "little"))
+                _, status = os.waitpid(pid, 0)
+                os._exit(os.WTERMSIG(status))
+        pid = int.from_bytes(os.read(reading, 4), "little")
+        wait_for_progress(region, 3)
+        with stopped(pid):
+            os.kill(pid, signal.SIGKILL)
+        try:
+            ended_in_time(parent)
+        finally:
+            os.kill(parent, signal.SIGKILL)
+            _, status = os.waitpid(parent, 0)
+        assert os.waitstatus_to_exitcode(status) == signal.SIGKILL
+        os.close(reading)
+        os.close(writing)
+
+
+def ended_in_time(pid: int) -> None:
+    """The end of child `pid`, which stays to be waited for."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert select.select([pidfd], [], [], DEADLINE_S)[0], "it has not ended"
+    finally:
+        os.close(pidfd)
 
 
 def test_a_process_that_is_not_there() -> None:
