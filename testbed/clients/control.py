@@ -1,10 +1,22 @@
-"""The control connection between a client and who runs the lab: JSON messages on a SOCK_SEQPACKET unix
-socket.
+"""The control connection between a client and who runs the lab: JSON on a SOCK_SEQPACKET unix socket.
 
-A request is `{"do": ...}`; every request gets exactly one reply, in order (see the package's docstring for
-both). A message longer than :data:`PIECE_CHARACTERS` travels in pieces, `{"piece": k, "of": n, "text": ...}`,
-whose texts joined are the message: a datagram cannot be longer than the socket's buffer, and a summary of
-many connections is.
+Every request gets exactly one reply, in order; times are CLOCK_MONOTONIC nanoseconds, deadlines are optional:
+
+    {"do": "start", "deadline_ms"}                             {"started": {"t_ns", "connections"}}
+    {"do": "heartbeat"}                                        {"heartbeat": {"t_ns", "probes": [live, ...]}}
+    {"do": "report", "windows", "deadline_ms", "forget", "save"}
+                                                               {"summary": {...}}
+    {"do": "stop", "windows", "deadline_ms"}                   {"summary": {...}}, and the client ends
+    any, if it cannot be done                                  {"error": "client1: why"}
+
+`live` is `kind`, `connections`, `broken`, `requests`, `longest_wait_ns` (since the last heartbeat, waits
+under way included) and `wrong_bytes`. `windows` are the migrations, [[begin_ns, end_ns], ...]. A summary has
+`name`, `begun_ns`, `ended_ns`, `windows`, `cpu_s` and `probes`, as :meth:`testbed.clients.probe.Probe.report`
+says.
+
+A message longer than :data:`PIECE_CHARACTERS` travels in pieces, `{"piece": k, "of": n, "text": ...}`, whose
+texts joined are the message: a datagram cannot be longer than the socket's buffer, and a summary of many
+connections is.
 """
 
 from __future__ import annotations

@@ -181,7 +181,12 @@ class Probe(ABC):
         }
 
     def report(self, windows: Sequence[Window]) -> dict[str, Any]:
-        """The probe's part of the summary. Does not touch the network, but takes its time on many samples."""
+        """The probe's part of the summary: sums, figures of its waits, and a row for each connection.
+
+        `kind`, `address`, `port`; the sums of :func:`counts`; `skipped` and `latest_ns` (see there); the waits
+        by window, as :func:`window_reports` says; `per_connection`, as :func:`per_connection` says. JSON-able.
+        Does not touch the network, but takes its time on many samples.
+        """
         members = self.members()
         for member in members:
             member.read_tcp_info()

@@ -106,7 +106,9 @@ class ClientSpec:
 
 
 def parse(argument: Mapping[str, Any]) -> ClientSpec:
-    """The client that `argument` describes (see the package's docstring). SpecError if it describes none."""
+    """The client that `argument` describes (`name`, `probes`, `trace`, `samples`, as in ClientSpec; each
+    probe has `kind`, `address`, and, where the default will not do, `port`, `program` and the fields of its
+    kind). SpecError if it describes none."""
     unknown = set(argument) - {field.name for field in fields(ClientSpec)}
     if unknown:
         raise SpecError(f"client: unknown field {sorted(unknown)[0]!r}")
