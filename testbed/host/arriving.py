@@ -84,6 +84,8 @@ class ArrivingGuest:
             return False
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
+            listeners = [(slot, "listener", one) for slot, one in self._listeners.items()]
+            self.guest.process.begin_attach(self._registers, listeners)
         elif device.name == devices.CONNECTIONS:
             self._load_connections(device.data)
         else:
@@ -104,9 +106,8 @@ class ArrivingGuest:
     def ready(self) -> None:
         if self._registers is None:
             raise ProtocolError("the guest's registers did not come")
-        sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
-        sockets += [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
-        self.guest.process.attach(self._registers, sockets, [])
+        connections = [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
+        self.guest.process.finish_attach(connections)
 
     def announce(self) -> None:
         self.guest.network.announcer.announce()

@@ -90,22 +90,26 @@ class GuestProcess:
         """A duplicate of the guest's descriptor `fd`."""
         return socket.socket(fileno=syscalls.pidfd_getfd(self.process.pidfd, fd))
 
-    def attach(
-        self,
-        registers: dict[str, Any],
-        sockets: Sequence[tuple[int, str, socket.socket]],
-        gone: Sequence[int],
-    ) -> None:
-        """Hand over registers and sockets, by slot; returns when the guest could run. Raises GuestError."""
+    def begin_attach(self, registers: dict[str, Any], sockets: Sequence[tuple[int, str, socket.socket]]) -> None:
+        """RAM is complete: hand over registers and first sockets. Does not wait: the program finds its state
+        in RAM while the connections are still being rebuilt here.
+        """
+        self._send_sockets({"registers": registers}, sockets, last=False)
+
+    def finish_attach(self, sockets: Sequence[tuple[int, str, socket.socket]]) -> None:
+        """Hand over the rest of the sockets, by slot; returns when the guest could run. Raises GuestError."""
         starts = range(0, max(len(sockets), 1), FDS_A_MESSAGE)
         for start in starts:
-            part = sockets[start : start + FDS_A_MESSAGE]
-            message: dict[str, Any] = {"do": "attach", "sockets": [[slot, kind] for slot, kind, _ in part]}
-            if start == 0:
-                message |= {"registers": registers, "gone": list(gone)}
-            self._send(message | {"last": start == starts[-1]}, [one.fileno() for _, _, one in part])
+            self._send_sockets({}, sockets[start : start + FDS_A_MESSAGE], last=start == starts[-1])
         self._receive(ANSWER_DEADLINE_S)
         self._attached = True
+
+    def _send_sockets(
+        self, message: dict[str, Any], sockets: Sequence[tuple[int, str, socket.socket]], *, last: bool
+    ) -> None:
+        names = [[slot, kind] for slot, kind, _ in sockets]
+        fds = [one.fileno() for _, _, one in sockets]
+        self._send(message | {"do": "attach", "sockets": names, "last": last}, fds)
 
     def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         try:

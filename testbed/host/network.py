@@ -33,6 +33,11 @@ class Site:
     uplink: str
 
 
+def guest_namespace(host: str) -> str:
+    """The name of the namespace in which a guest lives on `host`."""
+    return f"guest-{host}"
+
+
 class GuestNetwork:
     """All of a guest's network on one host, made silent and unplugged. Close it to remove it."""
 
@@ -45,7 +50,8 @@ class GuestNetwork:
         self._holding = description.hold
         with ExitStack() as stack:
             nic = GuestNic(mac, ipv4, ipv6)
-            wiring = stack.enter_context(GuestWiring(site.namespace, site.bridge, f"guest-{site.name}", nic))
+            name = guest_namespace(site.name)
+            wiring = stack.enter_context(GuestWiring(site.namespace, site.bridge, name, nic))
             self.namespace = wiring.namespace
             self.port = GuestPort(
                 site.namespace,

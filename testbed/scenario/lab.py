@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +17,13 @@ import psutil
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
+from netns.namespace import Namespace
 from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.handover.observers import AnnouncementObserver, Relearned, RelearnObserver, Sighting
 from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, Line
+from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
@@ -87,6 +89,7 @@ class Lab:
             self.topology: Topology = stack.enter_context(apply(plan(planned.network(options))))
             for host in planned.HOSTS:
                 wire_hold(self.topology.namespace(host), planned.BRIDGE)
+            stack.callback(_remove_guest_namespaces)
             self._start_agents(stack)
             self._observe(stack)
             self._stack = stack.pop_all()
@@ -266,6 +269,13 @@ class Lab:
     def close(self) -> None:
         """Bring all of it down."""
         self._stack.close()
+
+
+def _remove_guest_namespaces() -> None:
+    """The agents are ended, not asked, which is quicker; what they had named is removed in their place."""
+    for host in planned.HOSTS:
+        with suppress(FileNotFoundError), Namespace.open(guest_namespace(host)) as left:
+            left.delete()
 
 
 def _listens(table: Path, port: int) -> bool:
