@@ -52,8 +52,8 @@ class FrameHold:
             raise
 
     def start(self) -> None:
-        """Forget what was held so far, and what was dropped. Once a migration, right before `GuestPort.cut`: frames
-        of an earlier cut that nobody has drained are lost by it.
+        """Forget what was held so far, and what was dropped. Once a migration, right before
+        `GuestPort.cut`: frames of an earlier cut that nobody has drained are lost by it.
         """
         self.drain()
         self._count_drops()

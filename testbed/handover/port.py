@@ -55,9 +55,8 @@ class GuestPort:
         try:
             bridge_index = self._route.link(bridge).index
             guest, held, away = (self._port(name, bridge, bridge_index) for name in (port, hold, uplink))
-            self._route.request(
-                netlink.prepare(netlink.port_flags(held, learning=False, unicast_flood=False))
-            )
+            flags = netlink.port_flags(held, learning=False, unicast_flood=False, all_multicast=True)
+            self._route.request(netlink.prepare(flags))
         except BaseException:
             self._route.close()
             raise

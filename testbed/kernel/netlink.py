@@ -56,6 +56,9 @@ IF_OPER_UP = 6
 IFLA_BRPORT_STATE = 1
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
+IFLA_BRPORT_MULTICAST_ROUTER = 25
+MDB_RTR_TYPE_TEMP_QUERY = 1
+MDB_RTR_TYPE_PERM = 2
 BR_STATE_DISABLED = 0
 BR_STATE_FORWARDING = 3
 
@@ -149,9 +152,15 @@ def port_state(index: int, state: int) -> Message:
     return _port(index, {IFLA_BRPORT_STATE: state}, f"set bridge port {index} to state {state}")
 
 
-def port_flags(index: int, *, learning: bool, unicast_flood: bool) -> Message:
-    """Say whether the bridge port `index` learns source addresses and gets frames for unknown ones."""
-    attributes = {IFLA_BRPORT_LEARNING: int(learning), IFLA_BRPORT_UNICAST_FLOOD: int(unicast_flood)}
+def port_flags(index: int, *, learning: bool, unicast_flood: bool, all_multicast: bool) -> Message:
+    """Say whether the bridge port `index` learns source addresses, gets frames for unknown ones, and gets
+    every multicast even where the bridge knows who listens to what (a kernel without snooping ignores that).
+    """
+    attributes = {
+        IFLA_BRPORT_LEARNING: int(learning),
+        IFLA_BRPORT_UNICAST_FLOOD: int(unicast_flood),
+        IFLA_BRPORT_MULTICAST_ROUTER: MDB_RTR_TYPE_PERM if all_multicast else MDB_RTR_TYPE_TEMP_QUERY,
+    }
     return _port(index, attributes, f"set learning and flooding of bridge port {index}")
 
 
@@ -292,7 +301,7 @@ def wait_operational(watch: socket.socket, ask: RouteSocket, name: str, deadline
 
 
 def watch(route: socket.socket, groups: int) -> socket.socket:
-    """Have `route`, an unbound routing socket, hear of what changes in `groups` (RTMGRP_*); it never waits."""
+    """Have `route`, an unbound routing socket, hear of changes in `groups` (RTMGRP_*); it never waits."""
     route.bind((0, groups))
     route.setblocking(False)
     return route

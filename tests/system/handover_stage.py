@@ -186,8 +186,8 @@ def _datagrams_to(port: int) -> packet.Program:
 
 
 def dropped_by_wires() -> int:
-    """Frames that a veth could not hand to its peer: on a loaded machine a processor's backlog (1000 frames) may
-    be full. That happens without any migration too, so it is told apart from what a test is about."""
+    """Frames that a veth could not hand to its peer: on a loaded machine a processor's backlog (1000 frames)
+    may be full. That happens without any migration too, so it is told apart from what a test is about."""
     return sum(_transmit_drops(name) for name in names())
 
 
