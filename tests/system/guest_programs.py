@@ -6,11 +6,11 @@ import time
 
 from testbed.guest.program import Connection, Program
 
-SLOW_STEP_S = 0.02
+SLOW_STEP_S = 0.05
 
 
 class Slow(Program):
-    """Takes 20 ms a step."""
+    """Takes 50 ms a step."""
 
     port = 7002
 

@@ -25,6 +25,7 @@ import pytest
 from netns import syscalls
 from netns.forkserver import spawn
 from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed
+from testbed.guest.memory import Counter, Memory
 from testbed.measure.pattern import pattern
 from testbed.memory.region import Region
 from tests.conftest import require
@@ -129,11 +130,16 @@ def read(client: socket.socket, count: int) -> bytes:
     return data
 
 
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(int(DEADLINE_S * 100)):
+    for _ in range(int(DEADLINE_S * 500)):
         if condition():
             return
-        select.select([], [], [], 0.01)
+        select.select([], [], [], 0.002)
     pytest.fail("it did not happen")
 
 
@@ -167,6 +173,11 @@ def test_paused_guest_is_silent_and_goes_on() -> None:
         assert stats["load"]["written_pages"] > 0
 
 
+def count_of(agent: FakeAgent) -> Counter:
+    """The counter of the program Slow, in RAM, which the agent maps too."""
+    return Memory(agent.region.view).counter("count")
+
+
 def test_pause_waits_for_one_step_and_not_for_all_that_are_ready() -> None:
     with running(program="tests.system.guest_programs:Slow") as agent:
         clients = [connect(7002) for _ in range(10)]
@@ -174,16 +185,33 @@ def test_pause_waits_for_one_step_and_not_for_all_that_are_ready() -> None:
         agent.pause()
         for client in clients:
             client.send(b"x")
-        agent.flag[0] = 0
+        count = count_of(agent)
         agent.ask("continue")
-        agent.flag[0] = 1
-        steps_before = agent.ask("pause")["registers"]["steps"]
+        eventually(lambda: count.value > 0)
+        begun = count.value
+        assert begun < 8, "this test came too late"
+        agent.pause()
+        assert count.value <= begun + 1, "more than the step under way was waited for"
         agent.ask("continue")
-        agent.flag[0] = 1
-        steps = agent.ask("pause")["registers"]["steps"] - steps_before
-        assert steps <= 2, "of ten ready sockets more than were due were served before the pause"
+        eventually(lambda: count.value == 10)
+
+
+def test_order_that_comes_first_in_a_batch_ends_the_batch() -> None:
+    with running(program="tests.system.guest_programs:Slow") as agent:
+        clients = [connect(7002) for _ in range(10)]
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 10))
+        count = count_of(agent)
+        clients[0].send(b"x")
+        eventually(lambda: count.value == 1)
+        agent.control.send({"do": "pause"})  # without the flag, while the first step lasts
+        for client in clients[1:]:
+            client.send(b"x")
+        assert agent.receive()[0]["paused"]
+        before = count.value
+        select.select([], [], [], 0.2)
+        assert count.value == before, "a paused guest made steps"
         agent.ask("continue")
-        eventually(lambda: bool(agent.ask("stats")["steps"] >= 20))
+        eventually(lambda: count.value == 10)
 
 
 def test_accept_queue_is_drained_by_a_pause() -> None:
@@ -378,6 +406,22 @@ def test_connections_that_end_leave_nothing_and_cost_nothing() -> None:
         connect(6379).close()
         eventually(lambda: bool(agent.ask("stats")["closed"] == 4))
         assert agent.descriptors() == descriptors
+
+
+def test_closed_connection_of_which_the_agent_has_a_duplicate_is_not_polled() -> None:
+    with running(**ECHO) as agent:
+        client = connect(7000)
+        client.send(b"x")
+        assert read(client, 1) == b"x"
+        paused = agent.pause()
+        duplicate = syscalls.pidfd_getfd(agent.process.pidfd, paused["sockets"][-1][1])
+        agent.ask("continue")
+        client.close()
+        eventually(lambda: bool(agent.ask("stats")["connections"] == 0))
+        before_s = cpu_seconds(agent.process.pid)
+        select.select([], [], [], 0.5)
+        assert cpu_seconds(agent.process.pid) - before_s < 0.1, "the machine is busy with a closed socket"
+        os.close(duplicate)
 
 
 def test_lingering_peer_is_given_up() -> None:

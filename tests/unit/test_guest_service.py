@@ -187,6 +187,15 @@ def test_again_comes_before_the_peers_end() -> None:
     assert diary_of(stage) == "crrrex"
 
 
+def test_state_of_a_new_connection_is_zero() -> None:
+    stage = Rehearsal(Diary)
+    first = stage.connect()
+    stage.service.connections[first.fileno()].state[:] = b"leftover"
+    first.end()
+    second = stage.service.connections[stage.connect().fileno()]
+    assert (second.slot, bytes(second.state)) == (0, bytes(8))
+
+
 def test_slow_reader_stops_the_machine_from_reading() -> None:
     stage = Rehearsal(Diary)
     peer = stage.connect(window_bytes=1000)
