@@ -56,13 +56,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run a marked test as pytest would, but in a universe; its reports come back as JSON lines."""
     marker = item.get_closest_marker("universe")
     if marker is None:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _reports_from_universe(item, tuple(marker.kwargs.get("preload", ()))):
+        item.ihook.pytest_runtest_logreport(report=report)
+    if (report := _end_what_only_this_one_shared(item, nextitem)) is not None:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
@@ -101,6 +103,20 @@ def _reports_from_universe(item: pytest.Item, preload: tuple[str, ...]) -> list[
     if status != 0 or not reports:
         reports.append(_failure(item, began_s, f"the test's process ended: status {status} (128+n: signal)"))
     return reports
+
+
+def _end_what_only_this_one_shared(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> pytest.TestReport | None:
+    """Tear down here, outside the universe, what tests before this one in its module have set up, if it was
+    the module's last. The test's own fork cannot do that. A report if it fails.
+    """
+    began_s = time.time()
+    try:
+        item.session._setupstate.teardown_exact(nextitem)
+    except Exception as error:
+        return _failure(item, began_s, f"in the teardown of its module: {type(error).__name__}: {error}")
+    return None
 
 
 def _report(item: pytest.Item, line: bytes) -> pytest.TestReport:
