@@ -37,6 +37,9 @@ class GuestPort:
     after, in `plug` the port is opened first and the entry turns after: the other way round a frame would
     meet a closed door.
 
+    Each call takes 4 to 20 us, unless somebody holds the kernel's lock on network configuration, which all
+    namespaces of a machine share: making or removing an interface anywhere can delay a cut by milliseconds.
+
     A frame that has passed the bridge before the turn may still be on its way, on another processor, when the
     call returns. It arrives (at the guest, or at the hold) a little later: whoever freezes sockets must look
     again for what arrived, and whoever opens the port must go on emptying the hold until it is closed.
@@ -91,14 +94,14 @@ class GuestPort:
         self._route.request(self._open)
 
     def plug(self) -> None:
-        """The guest gets every frame for it from now on and may send. About 20 us.
+        """The guest gets every frame for it from now on and may send.
 
         On OSError what was asked may be half done; `cut` makes it whole.
         """
         self._route.request(self._plug)
 
     def cut(self) -> None:
-        """The hold gets every frame for the VM from now on; the guest gets and sends nothing. About 20 us.
+        """The hold gets every frame for the VM from now on; the guest gets and sends nothing.
 
         The source calls it when the guest has stopped, the target before it announces. On OSError what was
         asked may be half done; `plug` makes it whole.
