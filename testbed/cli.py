@@ -8,6 +8,7 @@ wrong; 3 this machine cannot do it, and what is missing is named; 4 rolled back,
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from testbed.measure.result import Result
 
 PASSED, CHECK_FAILED, WRONG_REQUEST, CANNOT, ROLLED_BACK = range(5)
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 DEFAULT_FOLDER = Path("testbed-runs")
 
 app = typer.Typer(
     name="testbed",
     help="Live migration under the eyes of its clients, on one Linux machine.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -200,9 +200,31 @@ def doctor(
         _fail(CANNOT, f"no demo can run here without {names} ({first.detail}). {first.remedy}")
 
 
-def main() -> None:
-    """Entry of the command."""
-    app()
+def main() -> NoReturn:
+    """Run the command that the process was started with, and exit as the contract says."""
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except KeyboardInterrupt:
+        print("testbed: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except _UsageError as error:
+        print(f"testbed: {_one_line(error)}", file=sys.stderr)
+        sys.exit(WRONG_REQUEST)
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Whatever is wrong with the words of a command line; typer itself names only this one kind."""
+
+
+def _one_line(error: Any) -> str:
+    """What is wrong with a command line, and where to read what is allowed."""
+    what = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx
+    if context is None:
+        return f"{what}; see testbed --help"
+    if hasattr(context.command, "list_commands"):
+        return f"{what}: use {', '.join(context.command.list_commands(context))}"
+    return f"{what}; see {context.command_path} --help"
 
 
 class _wrong_request:  # noqa: N801 - reads as a statement
@@ -227,8 +249,9 @@ def _optional(option: str, parser: Callable[[str], int], text: str | None) -> in
 
 
 def _check_name(name: str) -> None:
-    if not name or "/" in name or name.startswith(".") or len(name) > 100:
-        raise OptionError(f"--name: {name!r} cannot be part of a folder's name")
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name) > 100:
+        allowed = "at most 100 characters, no slash, no dot first"
+        raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
 
 
 def _fail(status: int, text: str) -> NoReturn:
