@@ -8,6 +8,7 @@ the rest is as in a migration.
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import os
@@ -339,7 +340,8 @@ def test_real_redis_clients_through_moves() -> None:
 
 
 def test_redis_py_through_a_move() -> None:
-    redis = pytest.importorskip("redis")
+    require("redis-py", lambda: importlib.import_module("redis"))
+    redis = importlib.import_module("redis")
     argument = {"program": "kv", "host": "x"}
     with running(**argument) as source, FakeAgent({**argument, "fresh": False}) as target:
         client = redis.Redis(socket_timeout=DEADLINE_S)

@@ -6,13 +6,17 @@ same replies as one that is not cut. A program with state outside RAM fails it, 
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.guest import program as program_module
 from testbed.guest.heap import OutOfMemory
 from testbed.guest.program import Connection, Program
 from testbed.guest.programs.echo import Echo
@@ -121,6 +125,20 @@ def test_rebirth_takes_views_of_the_old_ram_away() -> None:
     stage.migrate()
     peer.send(b"x")
     assert peer.received() == b"0%d" % 0xA5A5_A5A5_A5A5_A5A5
+
+
+def test_example_of_the_documentation() -> None:
+    text = inspect.getdoc(program_module) or ""
+    example = textwrap.dedent(text.partition("::\n")[2].partition("\nThe rules")[0])
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, "the example", "exec"), names)
+    stage = Rehearsal(names["Shout"])
+    peer = stage.connect()
+    peer.send(b"hello\nwor")
+    stage.migrate()
+    peer.send(b"ld\n")
+    assert peer.received() == b"HELLO\nWORLD\n"
+    assert stage.program.lines.value == 2  # type: ignore[attr-defined]
 
 
 # -- echo, ramp ------------------------------------------------------------------------------------------
