@@ -71,7 +71,8 @@ class _Server:
         """Import what the processes will need. What cannot be imported is told to everyone who asks for a
         process.
         """
-        # OpenBLAS would start a thread for every processor while numpy is imported.
+        # OpenBLAS would start a thread for every processor, end them all at each fork, and start them again
+        # in every process that multiplies two matrices.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         for name in preload:
             try:
@@ -199,8 +200,7 @@ def _settle(request: dict[str, Any], descriptors: list[int]) -> list[int]:
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SIGINT stays ignored, as it is in the server
     os.setsid()
     ready, log, *fds = descriptors
     reopen_standard_streams(log)

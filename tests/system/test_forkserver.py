@@ -57,6 +57,15 @@ def measures(argument: str, _fds: list[int]) -> int:
     return len(argument) % 251
 
 
+def multiplies(_argument: object, _fds: list[int]) -> int:
+    """How many threads a process has once it has multiplied matrices."""
+    import numpy as np
+
+    matrix = np.ones((512, 512))
+    assert (matrix @ matrix)[0, 0] == 512
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def stays(_argument: object, _fds: list[int]) -> None:
     ready()
     os.read(os.pipe()[0], 1)
@@ -154,7 +163,8 @@ def test_modules_are_imported_once_for_all() -> None:
 
 
 @pytest.mark.universe(preload=("numpy",))
-def test_the_fork_server_keeps_to_one_thread() -> None:
+def test_the_fork_server_and_its_children_keep_to_one_thread() -> None:
+    assert start(multiplies).wait(DEADLINE_S) == 1
     with start(stays) as process:
         process.wait_ready(DEADLINE_S)
         assert [path.name for path in Path("/proc/1/task").iterdir()] == ["1"]

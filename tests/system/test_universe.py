@@ -57,16 +57,19 @@ def test_the_status_is_mains(main: Callable[[], int], status: int) -> None:
     assert universe.run(main) == status
 
 
-def test_main_prints_through_and_once(capfd: pytest.CaptureFixture[str]) -> None:
-    print("before")
+def test_main_prints_through_and_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "said").open("w") as said:
+        monkeypatch.setattr(sys, "stdout", said)
+        print("before")  # still in the buffer at the fork
 
-    def main() -> int:
-        print("inside")
-        return 0
+        def main() -> int:
+            print("inside")
+            return 0
 
-    universe.run(main)
-    print("after")
-    assert capfd.readouterr().out.split() == ["before", "inside", "after"]
+        universe.run(main)
+        print("after")
+        monkeypatch.undo()
+    assert (tmp_path / "said").read_text().split() == ["before", "inside", "after"]
 
 
 # ---- what is seen from inside, and from outside
@@ -224,10 +227,14 @@ def test_sigkill_leaves_nothing_of_an_ordinary_users_universe() -> None:
         assert _life_ends_with("caller", caller)
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def _life_ends_with(victim: str, caller: Caller) -> bool:
-    launcher_pid = int(Path(f"/proc/{caller.first}/stat").read_text().rsplit(")", 1)[1].split()[1])
     namespace = Path(f"/proc/{caller.first}/ns/net").readlink()
-    os.kill({"caller": caller.pid, "launcher": launcher_pid, "first": caller.first}[victim], signal.SIGKILL)
+    pids = {"caller": caller.pid, "launcher": _parent(caller.first), "first": caller.first}
+    os.kill(pids[victim], signal.SIGKILL)
     return _all_gone(caller.told) and str(namespace) not in _network_namespaces()
 
 
@@ -241,6 +248,45 @@ def _nobody_may() -> bool:
         finally:
             os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def test_all_is_gone_when_run_returns_though_the_launcher_was_killed() -> None:
+    with _caller() as caller:
+        os.kill(_parent(caller.first), signal.SIGKILL)
+        os.waitid(os.P_PID, caller.pid, os.WEXITED | os.WNOWAIT)
+        assert select.select([caller.told], [], [], 0)[0]
+        assert os.read(caller.told, 1) == b""
+
+
+def test_launcher_and_first_process_hold_nothing_of_the_callers() -> None:
+    read, write = os.pipe()
+    (ready_read, ready), (go, go_write) = os.pipe(), os.pipe()
+
+    def main() -> int:
+        os.close(write)
+        os.write(ready, b"!")
+        os.read(go, 1)
+        return 0
+
+    keeper = threading.Thread(target=lambda: universe.run(main))
+    keeper.start()
+    try:
+        assert os.read(ready_read, 1) == b"!"
+        os.close(write)
+        assert _all_gone(read)  # though the universe lives
+    finally:
+        os.write(go_write, b"!")
+        keeper.join(DEADLINE_S)
+    for descriptor in (read, ready_read, ready, go, go_write):
+        os.close(descriptor)
+
+
+def test_the_launcher_is_deaf_to_what_the_terminal_sends() -> None:
+    with _caller() as caller:
+        status = Path(f"/proc/{_parent(caller.first)}/status").read_text()
+    ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        assert ignored >> (number - 1) & 1
 
 
 def test_all_is_gone_when_run_returns() -> None:
