@@ -17,7 +17,7 @@ from tests.vm.release import RELEASES
 
 def validated(vagrantfile: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Let Vagrant judge a Vagrantfile. It keeps its own files under `folder` and asks no network."""
-    require("vagrant", shutil.which("vagrant"))
+    require("vagrant", shutil.which("vagrant") is not None)
     (folder / "Vagrantfile").write_text(vagrantfile)
     (folder / "tests").symlink_to(CHECKOUT / "tests")
     homes = {"VAGRANT_HOME": str(folder / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1"}

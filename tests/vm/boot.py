@@ -82,7 +82,7 @@ def _lines(serial: IO[bytes], deadline: float) -> Iterator[str]:
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(serial, selectors.EVENT_READ)
-        while selector.select(max(0.0, deadline - time.monotonic())):
+        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
             chunk = serial.read(1 << 16)
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines if chunk else [rest]:

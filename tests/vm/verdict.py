@@ -44,10 +44,8 @@ def read(folder: Path) -> Verdict:
     status, report = folder / "exit", folder / "junit.xml"
     environment = folder / "environment"
     known = environment.read_text() if environment.exists() else ""
-    if not status.exists():
-        return Verdict(environment=known)
-    exit_status = int(status.read_text())
-    if not report.exists():
+    exit_status = int(told) if status.exists() and (told := status.read_text().strip()).isdigit() else None
+    if exit_status is None or not report.exists():
         return Verdict(exit_status, environment=known)
     return _count(report, exit_status, known)
 
