@@ -15,7 +15,7 @@ from testbed.kernel import packet
 from testbed.kernel.packet import Captured, Program, ReceiveRing
 
 SMALL_SLOT_BYTES = 2048
-SMALL_SLOTS = 8192
+SMALL_SLOTS = 4096
 SYN_SLOTS = 512
 LARGE_SLOT_BYTES = 68 << 10
 LARGE_SLOTS = 240
@@ -27,7 +27,7 @@ class FrameHold:
     """What the bridge sends to the hold port, kept by the kernel in two rings until it is drained.
 
     Most frames are small and some are 64 KiB (an offload's size: no wire is there to cut them). Slots are of
-    one size in a ring, so there is one ring for each kind, 16 MiB each, and the filters share the frames out
+    one size in a ring, so there is one ring for each kind, 8 and 16 MiB, and the filters share the frames out
     by their length. Merged by their time stamps they are in the order of arrival again.
 
     The rings fill all the time with what the hold port gets, which is little while the entry points at the
@@ -35,8 +35,10 @@ class FrameHold:
     """
 
     def __init__(self, host: Namespace, interface: str, identity: Identity) -> None:
-        """Open both rings on `interface`, the hold pair's outer end. 20 to 200 ms: 32 MiB to clear, and RCU grace periods. OSError names
-        what."""
+        """Open both rings on `interface`, the hold pair's outer end. OSError names what cannot be opened.
+
+        20 to 200 ms, for the kernel clears the rings and waits for RCU grace periods.
+        """
         largest_small = SMALL_SLOT_BYTES - _SLOT_OVERHEAD_BYTES
         self._lanes: list[_Lane] = []
         self._dropped = 0
