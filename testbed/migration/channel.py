@@ -44,6 +44,10 @@ class Channel(Protocol):
         """Cap the sending rate; None takes the cap away."""
         ...
 
+    def set_deadline(self, deadline_s: float) -> None:
+        """From here on, how long the other end may be silent."""
+        ...
+
     def drain(self) -> None:
         """Read and throw away until the peer closes, so that what was sent last is not lost to a reset."""
         ...
@@ -61,9 +65,12 @@ class TcpChannel:
         # Kernel deadlines, not settimeout(): that makes the socket non-blocking and puts a poll before each
         # call.
         connection.settimeout(None)
+        self.set_deadline(deadline_s)
+
+    def set_deadline(self, deadline_s: float) -> None:
         deadline = struct.pack("ll", int(deadline_s), int(deadline_s % 1 * 1e6))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
 
     def send(self, *messages: Message) -> int:
         data = b"".join(map(encode, messages))

@@ -87,7 +87,8 @@ class TraceLike(Protocol):
 class Plan:
     """What one migration needs to know. `nonce` is 16 fresh random bytes, `secret` is the run's.
 
-    `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover.
+    `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover. From the pause on the target may be
+    silent for `switchover_deadline_s` at most, then the guest is taken back.
     """
 
     secret: bytes
@@ -95,6 +96,7 @@ class Plan:
     policy: Policy = field(default_factory=Policy)
     precopy: bool = True
     rate_limit: int | None = None
+    switchover_deadline_s: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ class Source:
         if self._cancelled():
             raise Cancelled("the migration was cancelled")
         self._vm.hold_handshakes()
+        self._channel.set_deadline(self._plan.switchover_deadline_s)
         self._vm.pause()
 
     def _switchover(self) -> bytes:
@@ -320,7 +323,7 @@ class Source:
     def _delete(self) -> bool:
         """Prove the copy once more, without haste, before the original goes."""
         audit = PageDigests(self._vm.ram.pages)
-        audit.update(self._vm.ram, PageSet.all(self._vm.ram.pages))
+        audit.update(self._vm.ram, self._vm.ram.touched())
         audited = audit.root() == self._digests.root()
         self._vm.tracker.stop()
         self._vm.delete()

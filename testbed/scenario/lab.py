@@ -22,7 +22,7 @@ from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.handover.observers import AnnouncementObserver, Relearned, RelearnObserver, Sighting
 from testbed.handover.wiring import wire_hold
-from testbed.host.control import CommandFailed, Line
+from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
@@ -70,12 +70,21 @@ class Agent:
 class Lab:
     """Brings a lab up when it is made; close it (a context manager) to bring it down.
 
-    `step` is called with a line for each thing that is about to be done.
+    `step` is called with a line for each thing that is about to be done. During pre-copy one agent may be
+    silent towards the other for `peer_deadline_s`.
     """
 
-    def __init__(self, options: Options, folder: Path, step: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        folder: Path,
+        step: Callable[[str], None] = lambda _: None,
+        *,
+        peer_deadline_s: float = 30.0,
+    ) -> None:
         self.options = options
         self.folder = folder
+        self._peer_deadline_s = peer_deadline_s
         self.agents: dict[str, Agent] = {}
         self.clients: dict[str, ClientControl] = {}
         self.sightings: list[Sighting] = []
@@ -102,7 +111,7 @@ class Lab:
                 "bridge": planned.BRIDGE,
                 "uplink": planned.UPLINK,
                 "recorder": str(RECORDER),
-                "deadline_s": 30.0,
+                "deadline_s": self._peer_deadline_s,
             }
             process = self._spawn(stack, "testbed.host.agent:main", argument, host, theirs)
             self.agents[host] = Agent(host, process, Line(ours))
@@ -186,8 +195,8 @@ class Lab:
                 [lines[host] for host in lines if host not in answers], end - time.monotonic(), on_event
             )
             for host, line in lines.items():
-                if host not in answers and (message := line.poll()) is not None:
-                    answers[host] = message.get("ok", message)
+                if host not in answers and (answer := _answer_from(line)) is not None:
+                    answers[host] = answer
             if time.monotonic() > end:
                 raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
         if "error" not in answers[target]:
@@ -269,6 +278,15 @@ class Lab:
     def close(self) -> None:
         """Bring all of it down."""
         self._stack.close()
+
+
+def _answer_from(line: Line) -> dict[str, Any] | None:
+    """An agent's final answer if it is there; where the agent is gone, an answer that says so."""
+    try:
+        message = line.poll()
+    except ControlError as error:
+        return {"error": f"the agent is gone: {error}", "kind": "AgentGone"}
+    return None if message is None else dict(message.get("ok", message))
 
 
 def _remove_guest_namespaces() -> None:

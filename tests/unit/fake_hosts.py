@@ -34,6 +34,7 @@ class MemoryChannel:
         self._buffer = bytearray()
         self.tap: Callable[[bytes], bytes | None] = lambda data: data
         self.rate_limits: list[int | None] = []
+        self.deadlines: list[float] = []
 
     def _put(self, data: bytes) -> None:
         altered = self.tap(data)
@@ -77,6 +78,9 @@ class MemoryChannel:
 
     def limit_rate(self, bytes_per_s: int | None) -> None:
         self.rate_limits.append(bytes_per_s)
+
+    def set_deadline(self, deadline_s: float) -> None:
+        self.deadlines.append(deadline_s)
 
     def drain(self) -> None:
         self._outgoing.put(None)

@@ -227,3 +227,9 @@ def test_the_rate_limit_is_taken_off_before_the_switchover() -> None:
     channels = channel_pair()
     meet(guest(), FakeTarget(), Plan(SECRET, b"n" * 16, rate_limit=1000), channels)
     assert channels[0].rate_limits == [1000, None]
+
+
+def test_from_the_pause_on_the_target_must_answer_soon() -> None:
+    channels = channel_pair()
+    meet(guest(), FakeTarget(), Plan(SECRET, b"n" * 16, switchover_deadline_s=1.5), channels)
+    assert channels[0].deadlines == [1.5]

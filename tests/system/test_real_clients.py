@@ -1,0 +1,121 @@
+"""Programs that know nothing of this testbed, put through a migration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.scenario.lab import Lab
+from tests.conftest import require
+from tests.system.labs import PRELOAD, SMALL
+
+pytestmark = pytest.mark.universe(preload=PRELOAD)
+
+GUEST = "10.7.0.10"
+GUEST_IPV6 = "fd07::10"
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def lab_of(tmp_path: Path) -> Iterator[Any]:
+    """Makes a lab whose guest runs the given program, without probes of ours."""
+    labs: list[Lab] = []
+
+    def make(program: str) -> Lab:
+        lab = Lab(replace(SMALL, program=program, dirty_rate_pages_per_s=500), tmp_path)
+        labs.append(lab)
+        lab.boot([])
+        return lab
+
+    yield make
+    for lab in labs:
+        lab.close()
+
+
+def migrate(lab: Lab) -> None:
+    source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+    assert "error" not in source_answer, source_answer
+    assert "error" not in target_answer, target_answer
+
+
+def output_of(lab: Lab, *command: str) -> str:
+    with lab.start_program("client1", command) as process:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, f"{command[0]} exited with {process.returncode}: {output!r}"
+    return output.decode()
+
+
+def test_redis_benchmark_goes_on_through_migrations_there_and_back(lab_of: Any) -> None:
+    require("redis-benchmark", bool(shutil.which("redis-benchmark")))
+    lab = lab_of("kv")
+    command = [
+        "redis-benchmark",
+        "-h",
+        GUEST,
+        "-t",
+        "set,get",
+        "-n",
+        "30000",
+        "-c",
+        "20",
+        "-r",
+        "1000",
+        "--csv",
+    ]
+    with lab.start_program("client1", command) as benchmark:
+        for _ in range(2):
+            migrate(lab)
+        assert benchmark.poll() is None, "it must still be at work, or nothing was shown"
+        output, _ = benchmark.communicate(timeout=DEADLINE_S)
+    assert benchmark.returncode == 0
+    assert b"Error" not in output
+    assert output.count(b'"SET"') == output.count(b'"GET"') == 1
+
+
+def test_redis_cli_finds_at_the_target_what_it_stored_at_the_source(lab_of: Any) -> None:
+    require("redis-cli", bool(shutil.which("redis-cli")))
+    lab = lab_of("kv")
+    value = "x" * 100_000
+    assert output_of(lab, "redis-cli", "-h", GUEST, "set", "kept", value).strip() == "OK"
+    session = ["redis-cli", "-h", GUEST_IPV6, "-r", "40", "-i", "0.05", "incr", "counter"]
+    with lab.start_program("client1", session) as counting:
+        migrate(lab)
+        assert counting.poll() is None, "it must still be at work, or nothing was shown"
+        output, _ = counting.communicate(timeout=DEADLINE_S)
+    assert [int(line) for line in output.split()] == list(range(1, 41))
+    assert output_of(lab, "redis-cli", "-h", GUEST, "get", "kept").strip() == value
+
+
+def test_curl_sees_the_page_move_from_host_to_host(lab_of: Any) -> None:
+    require("curl", bool(shutil.which("curl")))
+    lab = lab_of("http")
+    assert "host-a" in output_of(lab, "curl", "-sS", "--max-time", "5", f"http://{GUEST}/")
+    migrate(lab)
+    assert "host-b" in output_of(lab, "curl", "-sS", "--max-time", "5", f"http://{GUEST}/")
+    counter = json.loads(output_of(lab, "curl", "-sS", "--max-time", "5", f"http://[{GUEST_IPV6}]/counter"))
+    assert counter["requests"] >= 2, counter
+
+
+def test_curl_keeps_one_connection_through_a_migration(lab_of: Any) -> None:
+    require("curl", bool(shutil.which("curl")))
+    lab = lab_of("http")
+    command = ["curl", "-sS", "--rate", "20/s", "--max-time", "20", "-w", "%{num_connects}\\n"]
+    urls = ["-o", "/dev/null", f"http://{GUEST}/counter"] * 60
+    with lab.start_program("client1", [*command, *urls]) as keeping:
+        migrate(lab)
+        assert keeping.poll() is None, "it must still be at work, or nothing was shown"
+        output, _ = keeping.communicate(timeout=DEADLINE_S)
+    assert keeping.returncode == 0
+    assert sum(int(line) for line in output.split()) == 1, "more than one connection was made"
+
+
+def test_a_program_that_is_not_there_is_named(lab_of: Any) -> None:
+    lab = lab_of("echo")
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        lab.start_program("client1", ["no-such-program"])
