@@ -329,7 +329,12 @@ class Machine:
         self._steps, self._ran_ns = int(registers["steps"]), int(registers["ran_ns"])
 
     def stats(self) -> dict[str, Any]:
-        """What is known of the guest now. `faults` counts them; `fault_lines` has the first of them."""
+        """What is known of the guest now; JSON-able.
+
+        `listeners` are descriptors; `faults` counts the program's, `fault_lines` has the first of them;
+        `refused` are connections for which there was no slot or memory, `lingered` those whose peer never
+        ended.
+        """
         answer: dict[str, Any] = {"state": self.state.value, "host": self.spec.host, "steps": self._steps}
         if self._service is None or self._load is None:
             return answer
