@@ -193,7 +193,8 @@ def _rebuild(sock: socket.socket, state: ConnectionState, injector: Injector | N
 
 def _fill_queues(sock: socket.socket, state: ConnectionState) -> None:
     options = state.options
-    # The peer may send all that we offered, and the source had room for it.
+    # The peer may send all that we offered, for which the source had room. The kernel would make this room by
+    # itself, but not where memory is short.
     make_room_to_receive(sock, options.receive_buffer_bytes)
     if state.unread:
         kernel.select_queue(sock, kernel.TCP_RECV_QUEUE)

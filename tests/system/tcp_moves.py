@@ -35,6 +35,7 @@ class Pair:
     to_server: int = 0
     read_by_client: int = 0
     read_by_server: int = 0
+    retransmitted_before: int = 0
 
     def client_sends(self, count: int) -> None:
         """`count` bytes into the client's socket, which takes them all."""
@@ -81,6 +82,8 @@ class Pair:
 
     def freeze(self) -> ConnectionState:
         """Cut the source, read the server's socket, and see that the peer was not heard in between."""
+        if self.client.fileno() >= 0:
+            self.retransmitted_before = kernel.tcp_info(self.client).total_retrans
         self.lab.cut("source")
         self.state = freeze(self.server)
         assert unchanged(self.server, self.state)
@@ -99,6 +102,8 @@ class Pair:
         assert isinstance(moved, ConnectionState)
         with self.lab.target.entered(), Injector() as injector:
             there = thaw(moved, prepare(state.family), injector)
+            if state.state != kernel.TcpState.CLOSE:
+                assert kernel.window(there) == moved.window
             self.server.close()
             self.lab.plug("target")
             release(there, moved, probe)
@@ -119,8 +124,8 @@ class Pair:
 
     @property
     def retransmitted(self) -> int:
-        """Segments that the client sent again."""
-        return kernel.tcp_info(self.client).total_retrans
+        """Segments that the client sent again since the freeze."""
+        return kernel.tcp_info(self.client).total_retrans - self.retransmitted_before
 
 
 def connect(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from netns.namespace import Namespace
 from testbed.kernel import tcp_repair as kernel
 from testbed.kernel.tcp_repair import TcpState
 from testbed.measure.pattern import pattern
@@ -110,6 +112,17 @@ def test_a_server_that_does_not_read(lab, address):
     pair.end()
 
 
+def test_more_unread_bytes_than_a_new_socket_has_room_for(lab):
+    pair = connect(lab)
+    for _ in range(40):
+        pair.talk(400_000)
+    pair.client_fills()
+    assert len(pair.freeze().unread) > 1 << 20
+    pair.move()
+    pair.drain()
+    pair.end()
+
+
 @BOTH
 def test_both_directions_full(lab, address):
     pair = connect(lab, address)
@@ -128,10 +141,13 @@ def test_a_window_that_the_source_had_tuned_large_is_kept(lab):
     for _ in range(40):
         pair.talk(400_000)
     state = pair.freeze()
+    tuned = state.options.receive_buffer_bytes
     pair.move()
+    assert pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= tuned - 1
     assert pair.server.getsockopt(socket.SOL_SOCKET, kernel.SO_BUF_LOCK) == 0
     pair.client_fills()
     assert arrived(pair.server) >= state.window.rcv_wnd > 1 << 20
+    assert sum(counted(lab.target, name) for name in DROPS) == 0
     pair.drain()
 
 
@@ -209,6 +225,7 @@ def test_fin_wait1_with_a_fin_behind_unsent_bytes(lab, address):
     state = pair.freeze()
     assert (state.state, state.our_fin_unsent) == (TcpState.FIN_WAIT1, True)
     pair.move()
+    assert tcp_state(pair.server) == TcpState.FIN_WAIT1
     pair.client_sends(100)
     pair.drain()
     pair.end()
@@ -242,6 +259,7 @@ def test_last_ack_with_unsent_bytes(lab, address):
     state = pair.freeze()
     assert (state.state, state.our_fin_unsent) == (TcpState.LAST_ACK, True)
     pair.move()
+    assert tcp_state(pair.server) == TcpState.LAST_ACK
     pair.drain()
     pair.end()
 
@@ -314,6 +332,17 @@ def test_a_client_with_small_segments(lab, address):
     kernel.repair_off(pair.server, probe=False)
     pair.talk(100_000)
     pair.end()
+
+
+DROPS = ("BeyondWindow", "TCPRcvQDrop", "RcvPruned", "OfoPruned", "TCPZeroWindowDrop", "TCPBacklogDrop")
+
+
+def counted(namespace: Namespace, name: str) -> int:
+    """A counter of /proc/net/netstat; 0 where this kernel does not have it."""
+    with namespace.entered():
+        lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
+    names, values = lines[0].split(), lines[1].split()
+    return int(values[names.index(name)]) if name in names else 0
 
 
 def offer(client: socket.socket) -> int:
