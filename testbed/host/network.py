@@ -48,6 +48,7 @@ class GuestNetwork:
         identity = description.identity
         others = [other for other in identity.macs if other != mac]
         self._holding = description.hold
+        self._handshakes_held = 0
         with ExitStack() as stack:
             nic = GuestNic(mac, ipv4, ipv6)
             name = guest_namespace(site.name)
@@ -92,6 +93,7 @@ class GuestNetwork:
         takes them with it in its kernel's memory.
         """
         handshakes = self.handshakes.drain()
+        self._handshakes_held += len(handshakes)
         frames = self._frames.drain()
         return handshakes + (frames if self._holding else [])
 
@@ -111,7 +113,7 @@ class GuestNetwork:
         held, dropped = self._frames.held, self._frames.dropped
         dropped += self._release.dropped + self.handshakes.dropped()
         return {
-            "frames_held": held if self._holding else 0,
+            "frames_held": self._handshakes_held + (held if self._holding else 0),
             "frames_released": self._release.released,
             "frames_dropped": dropped if self._holding else dropped + held,
             "announcements_sent": self.announcer.sent,

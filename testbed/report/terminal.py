@@ -61,13 +61,17 @@ class Progress:
 
 
 def round_line(event: dict[str, Any]) -> str:
-    """One pre-copy round as a line."""
-    zero = f", {event['zero_pages']} of them zero" if event["zero_pages"] else ""
+    """One pre-copy round as a line of at most 78 characters."""
     rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
-    took = f"{format_size(event['bytes'])} in {format_ms(event['duration_ns'] / 1e6)}"
-    dirty = f"{event['dirty_pages']} dirtied meanwhile"
-    line = f"round {event['number']:<3}    {event['pages']:>7} pages{zero}, {took}"
-    return f"{line} ({format_rate(rate)}); {dirty}"
+    columns = (
+        f"round {event['number']:<3}",
+        f"{event['pages']:>8} pages",
+        f"{format_size(event['bytes']):>10}",
+        f"{format_ms(event['duration_ns'] / 1e6):>8}",
+        f"{format_rate(rate):>11}",
+        f"{event['dirty_pages']:>7} dirtied",
+    )
+    return "  ".join(columns)
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
@@ -85,11 +89,11 @@ def show_summary(console: Console, result: Result, folder: str | None) -> None:
         _show_blackout(console, result)
     _show_clients(console, result)
     _show_counts(console, result)
+    passed = [check.name for check in result.checks if check.passed]
+    console.print(Text("  ✓ ", style="green").append(", ".join(passed), style="default"))
     for check in result.checks:
-        mark, colour = ("✓", "green") if check.passed else ("✗", "red")
-        console.print(
-            Text(f"  {mark} ", style=colour).append(f"{check.name}: {check.detail}", style="default")
-        )
+        if not check.passed:
+            console.print(Text(f"  ✗ {check.name}: {check.detail}", style="red"))
     if folder:
         console.print(Text(f"\n  {folder}/result.json", style="dim"))
 
@@ -102,28 +106,32 @@ def _show_blackout(console: Console, result: Result) -> None:
             f"{format_ms(result.blackout_ms)}{worst}", style="bold"
         )
     )
-    bar, legend = Text("  "), Text("  ")
+    bar, legend = Text("  "), Table.grid(padding=(0, 2))
+    cells: list[Text] = []
     for (name, ms), style in zip(result.blackout_parts_ms.items(), PART_STYLES * 2, strict=False):
         width = round(BAR_WIDTH * ms / result.blackout_ms) if result.blackout_ms else 0
         bar.append("█" * width, style=style)
-        legend.append("■ ", style=style).append(f"{name} {ms:.2f}   ")
+        cells.append(Text("  ■ ", style=style).append(f"{name} {ms:.2f}", style="default"))
+    for start in range(0, len(cells), 4):
+        legend.add_row(*cells[start : start + 4])
     console.print(bar)
     console.print(legend)
 
 
 def _show_clients(console: Console, result: Result) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("  client")
-    table.add_column("probe")
-    for name in ("connections", "requests", "longest wait", "normally", "retransmits", "broken"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("  client", no_wrap=True)
+    table.add_column("probe", no_wrap=True)
+    for name in ("open", "requests", "longest wait", "normally", "resent", "broken"):
+        table.add_column(name, justify="right", no_wrap=True)
     for (client, probe), rows in sorted(_by_probe(result.clients.each).items()):
+        longest = _longest([row.longest_wait_ms for row in rows])
         table.add_row(
             f"  {client}",
             probe,
-            str(len(rows)),
+            str(len(rows)) if probe != "churn" else "-",
             str(sum(row.requests for row in rows)),
-            _longest([row.longest_wait_ms for row in rows]),
+            Text(longest, style="bold"),
             _longest([row.baseline_wait_ms for row in rows]),
             str(sum(row.retransmits for row in rows)),
             str(sum(row.broken is not None for row in rows)),
@@ -136,15 +144,16 @@ def _show_counts(console: Console, result: Result) -> None:
     clients, network, ram = result.clients, result.network, result.ram
     gap = "" if result.network_gap_ms is None else f"silence on the wire {format_ms(result.network_gap_ms)}, "
     relearned = network.switch_relearned_ms
-    learned = "" if relearned is None else f", the switch relearned {format_ms(relearned)} after the pause"
+    learned = "" if relearned is None else f"; the switch relearned after {format_ms(relearned)}"
     lines = (
-        f"connections broken: {clients.broken}, resets: {clients.resets}, "
-        f"failed connects: {clients.failed_connects}, bytes lost: {clients.bytes_lost}, "
-        f"duplicated: {clients.bytes_duplicated}, corrupted: {clients.bytes_corrupted}",
+        f"connections broken {clients.broken}, resets {clients.resets}, "
+        f"failed connects {clients.failed_connects}",
+        f"bytes lost {clients.bytes_lost}, duplicated {clients.bytes_duplicated}, "
+        f"corrupted {clients.bytes_corrupted}",
         f"{gap}frames held {network.frames_held}, released {network.frames_released}, "
         f"dropped {network.frames_dropped}",
         f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
-        f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire in all",
+        f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire",
     )
     console.print()
     for line in lines:

@@ -18,12 +18,12 @@ def judge(
     return [
         _check("migrated", completed == count, f"{completed} of {count} migrations completed"),
         _check("verified", verified == completed, f"RAM proved equal in {verified} of {completed}"),
-        _none("connections broken", clients.broken),
-        _none("resets", clients.resets),
-        _none("connects failed", clients.failed_connects),
-        _none("bytes lost, duplicated or corrupted", _damaged(clients)),
-        _check("frames dropped", not (hold and dropped), _dropped(dropped, hold)),
-        _check("guest", not faults, faults[0] if faults else "no handler of the program raised"),
+        _none("no connection broken", clients.broken),
+        _none("no reset", clients.resets),
+        _none("no connect failed", clients.failed_connects),
+        _none("no byte lost, duplicated or corrupted", _damaged(clients)),
+        _check("no held frame dropped", not (hold and dropped), _dropped(dropped, hold)),
+        _check("no fault in the guest", not faults, faults[0] if faults else "no handler of the program raised"),
     ]
 
 

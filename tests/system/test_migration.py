@@ -145,7 +145,7 @@ def test_state_outside_ram_does_not_come_along(tmp_path: Path) -> None:
 def test_a_handler_that_raises_fails_the_run_and_is_named(tmp_path: Path) -> None:
     result = migrate(tmp_path, program="tests.system.programs:Faulty")
     assert any("ZeroDivisionError" in fault for fault in result.guest.faults)
-    assert any(line.startswith("guest: ") for line in failed_checks(result))
+    assert any(line.startswith("no fault in the guest: ") for line in failed_checks(result))
 
 
 def test_a_guest_that_does_not_converge_stays_where_it_is_if_asked(tmp_path: Path) -> None:
