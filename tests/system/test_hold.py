@@ -288,6 +288,24 @@ def test_the_kernel_judges_handshakes_as_the_interpreter_does(host: stage.Host) 
         watch.recv(2000)
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_hold_does_not_answer_for_its_host(host: stage.Host, silent: bool) -> None:
+    """Negative control, the outer end speaks ARP: a question for the host's own address is answered twice."""
+    with host.namespace.entered(), IPRoute() as route:
+        route.addr("add", index=stage.index(route, "br0"), address="10.7.0.3", prefixlen=24)
+        if not silent:
+            route.link("set", index=stage.index(route, HOLD_END), flags=0, change=0x80)  # IFF_NOARP
+    with Namespace.open("local") as local:
+        answers = local.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        packet.bind(answers, "eth0", packet.ETH_P_ARP)
+        with local.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", ("10.7.0.3", stage.PORT))
+    senders = set()
+    while select.select([answers], [], [], 0.5)[0]:
+        senders.add(answers.recv(100)[6:12])
+    assert len(senders) == (1 if silent else 2)
+
+
 def test_a_hold_on_an_interface_that_is_not_there_leaves_nothing_open(host: stage.Host) -> None:
     before = _open_descriptors()
     with pytest.raises(OSError, match="No such device"):
