@@ -19,7 +19,6 @@ The conversation on one connection (SOCK_SEQPACKET, one JSON object a message):
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -245,12 +244,10 @@ def _request(entry: str, argument: Any, name: str, namespaced: bool) -> bytes:
 
 
 def _open_log(name: str, path: Path | None) -> int:
-    """The file for stdout and stderr, in append mode: everyone who inherits it adds to its end."""
+    """The file for stdout and stderr. All who inherit it share its offset: nobody writes over another."""
     if path is not None:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    log = os.memfd_create(f"{name[:200]}.stderr")
-    fcntl.fcntl(log, fcntl.F_SETFL, os.O_APPEND)
-    return log
+    return os.memfd_create(f"{name[:200]}.stderr")
 
 
 def _readable(source: int | socket.socket, timeout_s: float | None) -> bool:

@@ -311,6 +311,14 @@ def test_a_step_that_fails_is_named_and_leaves_nothing() -> None:
     assert namespaces.names() == []
 
 
+def test_a_link_without_carrier_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netns.apply._CARRIER_DEADLINE_S", 0.1)
+    steps = [step for step in plan(SPEC) if step != BringUp("b", "wire")]
+    with pytest.raises(TopologyError, match="b/wire has no carrier after"):
+        apply(steps)
+    assert namespaces.names() == []
+
+
 def test_a_sysctl_that_is_none_is_named() -> None:
     with pytest.raises(TopologyError, match=r"a: sysctl net.ipv4.nonsense = 1: .*nonsense"):
         apply(plan(Spec((Node("a", sysctls=(("net.ipv4.nonsense", "1"),)),))))

@@ -147,8 +147,10 @@ def sleeper(_argument: object, _fds: list[int]) -> int:
     return 0
 
 
-def _live(told: int) -> int:
+def _live(told: int, ballast_bytes: int) -> int:
     """Main of a universe that is full of life: says so on `told`, which all of it hold open, and goes on."""
+    ballast = b"x" * ballast_bytes  # the kernel takes its time to free it
+    assert len(ballast) == ballast_bytes
     namespace = Namespace.create("left-behind")
     kid = spawn("tests.system.test_universe:sleeper", None, namespace=namespace, fds=[told], name="kid")
     kid.wait_ready(DEADLINE_S)
@@ -167,7 +169,7 @@ class Caller:
 
 
 @contextmanager
-def _caller(user: int | None = None) -> Iterator[Caller]:
+def _caller(user: int | None = None, ballast_bytes: int = 0) -> Iterator[Caller]:
     """A fork of this process that keeps a universe full of life; as `user` if one is given."""
     read, write = os.pipe()
     pid = os.fork()
@@ -177,7 +179,7 @@ def _caller(user: int | None = None) -> Iterator[Caller]:
             os.close(read)
             if user is not None:
                 _become(user)
-            status = universe.run(lambda: _live(write))
+            status = universe.run(lambda: _live(write, ballast_bytes))
         finally:
             os._exit(status)
     os.close(write)
@@ -251,7 +253,7 @@ def _nobody_may() -> bool:
 
 
 def test_all_is_gone_when_run_returns_though_the_launcher_was_killed() -> None:
-    with _caller() as caller:
+    with _caller(ballast_bytes=256 << 20) as caller:
         os.kill(_parent(caller.first), signal.SIGKILL)
         os.waitid(os.P_PID, caller.pid, os.WEXITED | os.WNOWAIT)
         assert select.select([caller.told], [], [], 0)[0]

@@ -111,6 +111,7 @@ def test_both_directions_of_a_link_are_limited() -> None:
 def test_no_two_links_have_the_same_number() -> None:
     indexes = [step.index for step in plan(GOOD) if isinstance(step, MakeVeth)]
     assert len(set(indexes)) == len(indexes)
+    assert min(indexes) >= 1000  # the kernel, which numbers the other ends, counts from 2 in a new namespace
 
 
 def test_macs_are_the_same_in_every_run_and_differ_in_every_place() -> None:
