@@ -7,7 +7,9 @@ wrong; 3 this machine cannot do it, and what is missing is named; 4 rolled back,
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 PASSED, CHECK_FAILED, WRONG_REQUEST, CANNOT, ROLLED_BACK = range(5)
 INTERRUPTED = 128 + signal.SIGINT
+ENDED_BY = {INTERRUPTED: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM", 128 + signal.SIGKILL: "SIGKILL"}
+"""What exit statuses above the contract's mean: 128 and the number of the signal."""
 DEFAULT_FOLDER = Path("testbed-runs")
 
 app = typer.Typer(
@@ -203,13 +207,18 @@ def doctor(
 def main() -> NoReturn:
     """Run the command that the process was started with, and exit as the contract says."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
-        print("testbed: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        status = INTERRUPTED
     except _UsageError as error:
         print(f"testbed: {_one_line(error)}", file=sys.stderr)
-        sys.exit(WRONG_REQUEST)
+        status = WRONG_REQUEST
+    if status in ENDED_BY:
+        with suppress(OSError):  # the terminal may be what is gone
+            print(f"testbed: ended by {ENDED_BY[status]}; nothing of the lab is left", file=sys.stderr)
+    sys.exit(status)
 
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -285,9 +294,13 @@ def _inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> in
     """Run `inside` in a universe, with a folder of its own below `runs`; its exit status, or that of what
     went wrong."""
     from netns import universe
+    from netns.paths import RUN
     from testbed.scenario.lab import PRELOAD
     from testbed.scenario.run import give_to_caller, make_folder
 
+    if runs.resolve().is_relative_to(RUN):
+        _fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: every run has a {RUN} of its own; use another")
+    runs_were_there = runs.exists()
     try:
         folder = make_folder(runs, name)
     except OSError as error:
@@ -298,19 +311,27 @@ def _inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> in
             status = inside(folder)
             give_to_caller(folder)
             return status
-        except KeyboardInterrupt:
-            print("testbed: interrupted; the lab is gone", file=sys.stderr)
-            return INTERRUPTED
         except Exception as error:
-            return _explained(error)
+            return _explained(error, folder)
 
     try:
         return universe.run(guarded, preload=PRELOAD)
     except universe.UniverseUnavailable as error:
         _fail(CANNOT, f"{error.what}: {error.cost}. {error.remedy}")
     finally:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing was written
+        _remove_if_mute(folder)
+        if not runs_were_there:
+            with suppress(OSError):  # there is a run in it
+                runs.rmdir()
+
+
+def _remove_if_mute(folder: Path) -> None:
+    """Remove the folder of a run that left nothing to read: no file, or logs without a line."""
+    left = list(folder.iterdir())
+    if all(path.is_file() and not path.stat().st_size for path in left):
+        for path in left:
+            path.unlink()
+        folder.rmdir()
 
 
 def _check_memory(options: Options) -> None:
@@ -355,7 +376,7 @@ def status_of(result: Result) -> int:
     return PASSED if passed else CHECK_FAILED
 
 
-def _explained(error: Exception) -> int:
+def _explained(error: Exception, folder: Path) -> int:
     """One line for what brought a run down, and its exit status. What nobody foresaw keeps its traceback."""
     from netns.apply import TopologyError
     from netns.forkserver import NotReady, ProcessDied, SpawnError
@@ -363,6 +384,9 @@ def _explained(error: Exception) -> int:
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.host.control import CommandFailed, ControlError
 
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        print(f"testbed: no room for the run's folder {folder}: {error}", file=sys.stderr)
+        return CANNOT
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         print(f"testbed: {error.strerror or error}{where}", file=sys.stderr)

@@ -226,6 +226,7 @@ class Client:
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
             )
         except OSError as error:
+            Path(path).unlink(missing_ok=True)  # half a file is none
             raise _Unable(f"cannot save the samples: {error}") from error
 
 
