@@ -111,8 +111,11 @@ class ConnectionState:
     """One TCP connection, complete: what its other end can tell from what we send, and what our program set.
 
     Not moved, because the kernel shows none of it: congestion window and round trip estimate (they start
-    anew, with a retransmission timeout of one second until the first sample), segments received out of order
-    (TCP requires the peer to keep them; it sends them again), urgent data, keys of TCP-AO and TLS.
+    anew), segments received out of order (TCP requires the peer to keep them; it sends them again), urgent
+    data, keys of TCP-AO and TLS. Until an acknowledgement has given a round trip, the kernel waits one second
+    for its tail probe and three for a retransmission (TCP_TIMEOUT_INIT and TCP_TIMEOUT_FALLBACK, RFC 6298
+    section 5.7): what the source sent and the network lost comes late. So let the guest's frames out until
+    its sockets are frozen.
     """
 
     family: int
