@@ -155,7 +155,7 @@ class Result(_Model):
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of ``result.json``, as it ships in :data:`SCHEMA_FILE`."""
-    made = Result.model_json_schema()
+    made = Result.model_json_schema(mode="serialization")  # what is written: defaults too
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 
