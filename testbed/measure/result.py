@@ -20,7 +20,7 @@ Outcome = Literal["completed", "rolled-back", "failed"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True, frozen=True)
 
 
 class Round(_Model):
