@@ -50,7 +50,7 @@ class Churn(Probe):
         self._turn_ns = 0
         self._timed = False
         self._broken = self._failed_connects = self._unanswered = self._forgotten = 0
-        self._retransmits = self._needless = 0
+        self._retransmits = self._needless = self._unclosed = 0
         self._reasons: Counter[str] = Counter()
         self._failures: list[dict[str, Any]] = []
         self._wrong = Integrity()
@@ -107,6 +107,7 @@ class Churn(Probe):
         self._replied_ns.append(visit.received_ns[0] if answered else now)
         self._answered.append(answered)
         self._unanswered += visit.unanswered
+        self._unclosed += visit.unclosed
         self._retransmits += visit.retransmits
         self._needless += visit.retransmits_needless
         self._wrong.add(visit.integrity)
@@ -161,6 +162,7 @@ class Churn(Probe):
             "unanswered": self._unanswered,
             "broken": self._broken,
             "failed_connects": self._failed_connects,
+            "unclosed": self._unclosed,
             "resets": self._reasons["reset"],
             "reasons": dict(sorted(self._reasons.items())),
             "retransmits": self._retransmits,

@@ -122,7 +122,7 @@ class ClientControl:
     def stop(
         self, windows: Sequence[tuple[int, int]] = (), deadline_s: float = _STOP_DEADLINE_S
     ) -> dict[str, Any]:
-        """Let replies that are due come for up to `deadline_s`, close every connection, and sum up.
+        """Let due replies come for up to `deadline_s`, close every connection in as long, and sum up.
 
         `windows` are the migrations, [begin, end) in CLOCK_MONOTONIC ns. The client's process ends after
         this.

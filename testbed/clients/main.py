@@ -189,12 +189,13 @@ class Client:
         return summary
 
     def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The deadline is granted twice: to replies that are due, then to the FINs of the guest."""
         windows, deadline_ns = _windows(request), _deadline_ns(request)
         self._end(deadline_ns)
         self._trace.event("probes-end")
         for probe in self._probes:
             probe.close()
-        self._loop.run(lambda: not any(probe.closing() for probe in self._probes), deadline_ns)
+        self._loop.run(lambda: not any(probe.closing() for probe in self._probes), _deadline_ns(request))
         for probe in self._probes:
             probe.abandon()
         if self.spec.samples is not None:

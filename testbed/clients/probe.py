@@ -183,9 +183,9 @@ class Probe(ABC):
     def report(self, windows: Sequence[Window]) -> dict[str, Any]:
         """The probe's part of the summary: sums, figures of its waits, and a row for each connection.
 
-        `kind`, `address`, `port`; the sums of :func:`counts`; `skipped` and `latest_ns` (see there); the waits
-        by window, as :func:`window_reports` says; `per_connection`, as :func:`per_connection` says. JSON-able.
-        Does not touch the network, but takes its time on many samples.
+        `kind`, `address`, `port`; the sums of :func:`counts`; `skipped` and `latest_ns` (see there); the
+        waits by window, as :func:`window_reports` says; `per_connection`, as :func:`per_connection` says.
+        JSON-able. Does not touch the network, but takes its time on many samples.
         """
         members = self.members()
         for member in members:
@@ -247,8 +247,9 @@ def counts(members: Sequence[Member]) -> dict[str, Any]:
         "requests": sum(member.requests for member in members),
         "unanswered": sum(member.unanswered for member in members),
         "broken": sum(member.broken is not None for member in members),
-        "failed_connects": sum(member.failure is not None and not member.established_ns for member in
-        members), "resets": reasons.count("reset"),
+        "failed_connects": sum(bool(member.failure) and not member.established_ns for member in members),
+        "unclosed": sum(member.unclosed for member in members),
+        "resets": reasons.count("reset"),
         "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "retransmits": sum(member.retransmits for member in members),
         "retransmits_needless": sum(member.retransmits_needless for member in members),

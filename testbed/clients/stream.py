@@ -73,6 +73,8 @@ class Stream:
         silence."""
         self.backoff = 0
         """How often the retransmission timer had been doubled when last looked at (tcpi_backoff)."""
+        self.unclosed = False
+        """Our FIN was sent, or asked for, but the peer's had not come when we gave up."""
         self.local_port = 0
         self._loop = loop
         self._target = (address, port)
@@ -155,6 +157,7 @@ class Stream:
         """Give the connection up at once. Closing with bytes unread sends a reset: for the end of a run
         only."""
         if self.state not in (State.NEW, State.CLOSED):
+            self.unclosed = self.state is State.CLOSING
             self._close()
 
     def read_tcp_info(self) -> None:
@@ -231,5 +234,3 @@ class Stream:
         self._socket.close()
         self._outbox = b""
         self.ended()
-
-

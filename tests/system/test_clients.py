@@ -26,7 +26,7 @@ pytestmark = pytest.mark.universe(preload=("testbed.clients.main", "tests.system
 MS = 1_000_000
 DEADLINE_S = 20.0
 WRONG = (
-    "broken", "resets", "failed_connects", "unanswered",
+    "broken", "resets", "failed_connects", "unanswered", "unclosed",
     "bytes_lost", "bytes_duplicated", "bytes_corrupted",
 )
 
