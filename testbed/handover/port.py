@@ -71,6 +71,7 @@ class GuestPort:
             netlink.forwarding_entry(mac, held, sticky=True),
             netlink.port_state(guest, netlink.BR_STATE_DISABLED),
         )
+        self._divert = netlink.prepare(netlink.forwarding_entry(mac, held, sticky=True))
         self._depart = netlink.prepare(
             netlink.port_state(guest, netlink.BR_STATE_DISABLED),
             netlink.forwarding_entry(mac, away, sticky=False),
@@ -99,6 +100,15 @@ class GuestPort:
         On OSError what was asked may be half done; `cut` makes it whole.
         """
         self._route.request(self._plug)
+
+    def divert(self) -> None:
+        """The hold gets every frame for the VM from now on; the guest may still send.
+
+        The source calls it when the guest has stopped and silences it once its sockets are frozen: a segment
+        that the guest's kernel sends in between (a paced one, say) must not be lost, for the frozen socket
+        counts it as sent.
+        """
+        self._route.request(self._divert)
 
     def cut(self) -> None:
         """The hold gets every frame for the VM from now on; the guest gets and sends nothing.

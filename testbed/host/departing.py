@@ -36,7 +36,7 @@ class DepartingGuest:
         self._listening: list[socket.socket] = []
         self._paused = False
         self._cut = False
-        self._cut_ns = 0
+        self._silenced_ns = 0
         self._registers: dict[str, Any] = {}
         self._connections: list[tuple[int, int]] = []
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
@@ -80,8 +80,8 @@ class DepartingGuest:
         answer, sockets = process.pause()
         self._trace.event("mark", name="paused", t_ns=answer["t_ns"])
         self._cut = True
-        network.cut()
-        self._cut_ns = self._trace.event("mark", name="cut")
+        network.divert()
+        self._trace.event("mark", name="cut")
         self._registers = answer["registers"]
         self._connections = [(slot, fd) for slot, fd, kind in sockets if kind == "connection"]
 
@@ -120,6 +120,10 @@ class DepartingGuest:
             again = [(slot, self._frozen[slot][1]) for slot in changed]
             yield _device(devices.CONNECTIONS, devices.encode_sockets(again))
 
+    def silence(self) -> None:
+        self._guest.network.port.silence()
+        self._silenced_ns = self._trace.event("mark", name="silenced")
+
     def held_frames(self) -> list[bytes]:
         return self._guest.network.held()
 
@@ -132,7 +136,7 @@ class DepartingGuest:
         self._give_back_sockets()
         if self._cut:
             network.port.open()
-            network.deliver([*returned, *network.handshakes.drain()])
+            network.deliver([*network.held(), *returned])
             network.announcer.restart()
             network.announcer.announce()
         else:
@@ -147,7 +151,7 @@ class DepartingGuest:
     def delete(self) -> None:
         """Take the last figures of this host's part of the network, then remove all of the guest."""
         heard_ns = self._guest.network.egress.times_ns()
-        self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._cut_ns), default=None)
+        self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
         self.counts = self._guest.network.counts
         self._give_back_sockets()
         self._guest.close()

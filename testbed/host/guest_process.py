@@ -90,7 +90,9 @@ class GuestProcess:
         """A duplicate of the guest's descriptor `fd`."""
         return socket.socket(fileno=syscalls.pidfd_getfd(self.process.pidfd, fd))
 
-    def begin_attach(self, registers: dict[str, Any], sockets: Sequence[tuple[int, str, socket.socket]]) -> None:
+    def begin_attach(
+        self, registers: dict[str, Any], sockets: Sequence[tuple[int, str, socket.socket]]
+    ) -> None:
         """RAM is complete: hand over registers and first sockets. Does not wait: the program finds its state
         in RAM while the connections are still being rebuilt here.
         """

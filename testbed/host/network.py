@@ -82,9 +82,14 @@ class GuestNetwork:
             self._stack = stack.pop_all()
 
     def cut(self) -> None:
-        """The guest hears and says nothing any more; what comes for it is held from this instant on."""
+        """The guest hears and says nothing; what comes for it is held from this instant on."""
         self._frames.start()
         self.port.cut()
+
+    def divert(self) -> None:
+        """What comes for the guest is held from this instant on; it can still be heard itself."""
+        self._frames.start()
+        self.port.divert()
 
     def held(self) -> list[bytes]:
         """Frames held since the last call, handshakes first, which came before the cut.

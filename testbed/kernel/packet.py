@@ -173,7 +173,8 @@ class ReceiveRing:
             self._next = (self._next + 1) % len(offsets)
 
     def times(self) -> list[int]:
-        """The times alone (CLOCK_REALTIME, ns) of everything that has arrived, cut short or not, oldest first."""
+        """The times alone (CLOCK_REALTIME, ns) of everything that has arrived, cut short or not, oldest
+        first."""
         times: list[int] = []
         while True:
             slot = self._offsets[self._next]

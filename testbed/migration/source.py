@@ -58,14 +58,19 @@ class SourceVM(Protocol):
         way."""
         ...
 
+    def silence(self) -> None:
+        """Cut the guest's egress too, after :meth:`devices`: what its kernel sent until then counts as
+        sent."""
+        ...
+
     def held_frames(self) -> list[bytes]:
         """The frames held since the last call, in order."""
         ...
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
         """Undo whatever of the above was done: the guest runs on here, nothing is lost. `returned` are frames
-        for it that were held and are to be released here, in order. May be called after any step, also one
-        that failed half-way."""
+        for it that the target held, to be released here after this host's own. May be called after any step,
+        also one that failed half-way."""
         ...
 
     def give_up_ownership(self) -> None:
@@ -87,8 +92,8 @@ class TraceLike(Protocol):
 class Plan:
     """What one migration needs to know. `nonce` is 16 fresh random bytes, `secret` is the run's.
 
-    `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover. From the pause on the target may be
-    silent for `switchover_deadline_s` at most, then the guest is taken back.
+    `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover. From the pause on the
+    target may be silent for `switchover_deadline_s` at most, then the guest is taken back.
     """
 
     secret: bytes
@@ -145,7 +150,6 @@ class Source:
         self._undigested = PageSet.empty()
         self._final_pages = 0
         self._sent_bytes = 0
-        self._frames: list[bytes] = []
 
     def run(self) -> SourceOutcome:
         """The whole migration, in order."""
@@ -276,7 +280,6 @@ class Source:
 
     def _switchover(self) -> bytes:
         """Everything that is left crosses; returns the root digest of the source's RAM."""
-        self._send(wire.Paused())
         self._pending |= self._vm.tracker.collect()
         self._send_pages(len(self._rounds) + 1, self._pending)
         self._final_pages = len(self._pending)
@@ -286,10 +289,11 @@ class Source:
             self._send(device)
             devices += 1
         self._trace.event("mark", name="devices-sent", devices=devices)
+        self._vm.silence()
+        self._send(wire.Silent())
         self._digest()
         root = self._digests.root()
-        self._frames = self._vm.held_frames()
-        self._send(*wire.frame_messages(self._frames), wire.StateEnd(devices, root))
+        self._send(wire.StateEnd(devices, root))
         self._trace.event("mark", name="state-sent")
         return root
 
@@ -299,8 +303,11 @@ class Source:
             raise NotVerified("the target's RAM is not the source's")
 
     def _commit(self) -> None:
+        # The switch has relearned by now, so what is held here is all but complete; it goes along with the
+        # commit.
+        frames = wire.frame_messages(self._vm.held_frames())
         try:
-            self._send(wire.Commit())
+            self._send(*frames, wire.Commit())
         except PeerLost as error:
             raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
         self._trace.event("mark", name="committed")
@@ -344,7 +351,7 @@ class Source:
             self._trace.event("frames-not-returned", reason=str(lost))
         finally:
             self._vm.tracker.stop()
-            self._vm.roll_back([*self._frames, *returned])
+            self._vm.roll_back(returned)
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
 

@@ -93,10 +93,10 @@ class Target:
             self._phase(Phase.SETUP, self._setup)
             self._phase(Phase.PROVISION, self._provision)
             self._phase(Phase.PRECOPY, self._precopy)
-            self._phase(Phase.PAUSE, lambda: self._receive(wire.Paused))
-            end = self._phase(Phase.SWITCHOVER, self._switchover)
+            last = self._phase(Phase.PAUSE, lambda: self._receive(wire.RoundBegin))
+            end = self._phase(Phase.SWITCHOVER, lambda: self._switchover(last))
             self._phase(Phase.VERIFY, lambda: self._verify(end))
-            self._phase(Phase.COMMIT, lambda: self._receive(wire.Commit))
+            self._phase(Phase.COMMIT, self._await_commit)
         except BaseException as error:
             self._unwind(error)
             raise
@@ -166,18 +166,17 @@ class Target:
             )
         return pages
 
-    def _switchover(self) -> wire.StateEnd:
-        self._vm.take_network()
-        self._trace.event("mark", name="announced")
-        final = self._take_round(self._receive(wire.RoundBegin))
+    def _switchover(self, last: wire.RoundBegin) -> wire.StateEnd:
+        final = self._take_round(last)
         self._digests.update(self._memory, final)
         self._trace.event("mark", name="pages-received", pages=len(final))
         while True:
-            message = self._receive(wire.Device, wire.Frames, wire.StateEnd)
+            message = self._receive(wire.Device, wire.Silent, wire.StateEnd)
             if isinstance(message, wire.StateEnd):
                 return message
-            if isinstance(message, wire.Frames):
-                self._frames.extend(message.frames)
+            if isinstance(message, wire.Silent):
+                self._vm.take_network()
+                self._trace.event("mark", name="announced")
             else:
                 assert isinstance(message, wire.Device)
                 if not self._vm.load(message):
@@ -196,6 +195,11 @@ class Target:
             raise NotVerified("RAM arrived altered, or a write went unseen")
         self._trace.event("mark", name="verified")
         self._channel.send(wire.Ready(root))
+
+    def _await_commit(self) -> None:
+        while not isinstance(message := self._receive(wire.Frames, wire.Commit), wire.Commit):
+            assert isinstance(message, wire.Frames)
+            self._frames.extend(message.frames)
 
     def _resume(self) -> int:
         resumed_ns = self._vm.start(self._frames)

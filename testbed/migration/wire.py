@@ -20,11 +20,11 @@ The conversation (S source, T target)::
     S Offer    T Provisioned
     S RoundBegin, (Zero | Pages data)*, RoundEnd        T RoundDone      once a round
     S Prepare  T Prepared                               the guest still runs
-    S Paused                                            T announces once and catches frames
-    S RoundBegin, (Zero | Pages data)*, RoundEnd        the last round; T does not answer it
-    S Device*  S Frames*  S StateEnd  T Ready
-    S Commit   T Resumed
-    S Frames*  S Finished
+    S RoundBegin, (Zero | Pages data)*, RoundEnd        the guest is paused: the last round; T does not answer
+    it S Device*  S Silent                                 T announces once and holds the frames that then
+    come S StateEnd T Ready
+    S Frames*  S Commit   T Resumed
+    S Frames*  S Finished                               what came to the source after all
     either     Abort                                    any time before Commit
     T Returned                                          answers Abort: frames that the target had caught
 """
@@ -265,8 +265,9 @@ class Prepared(Message):
 
 @_kind(12)
 @dataclass(frozen=True)
-class Paused(Message):
-    """The guest is paused and its ingress is cut at the source."""
+class Silent(Message):
+    """The guest can neither hear nor speak at the source any more: the network may be told that it is
+    elsewhere."""
 
 
 @_kind(13)

@@ -23,7 +23,7 @@ def judge(
         _none("no connect failed", clients.failed_connects),
         _none("no byte lost, duplicated or corrupted", _damaged(clients)),
         _check("no held frame dropped", not (hold and dropped), _dropped(dropped, hold)),
-        _check("no fault in the guest", not faults, faults[0] if faults else "no handler of the program raised"),
+        _check("no fault in the guest", not faults, faults[0] if faults else "no handler raised"),
     ]
 
 

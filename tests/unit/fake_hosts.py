@@ -169,13 +169,16 @@ class FakeSource:
         self._call("devices")
         yield from self.device_list
 
+    def silence(self) -> None:
+        self._call("silence")
+
     def held_frames(self) -> list[bytes]:
         self._call("held_frames")
         return self.frames.pop(0) if self.frames else []
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
         self.state = "running"
-        self.released.extend(returned)
+        self.released += [*(self.frames.pop(0) if self.frames else []), *returned]
 
     def give_up_ownership(self) -> None:
         self.state = "given-up"

@@ -43,7 +43,7 @@ MESSAGES = st.one_of(
     st.builds(wire.Resumed, U64),
     st.builds(wire.Abort, st.text(max_size=50)),
     st.builds(wire.Returned, FRAMES),
-    st.sampled_from([wire.Provisioned(), wire.Prepared(), wire.Paused(), wire.Commit(), wire.Finished()]),
+    st.sampled_from([wire.Provisioned(), wire.Prepared(), wire.Silent(), wire.Commit(), wire.Finished()]),
 )
 
 
