@@ -213,11 +213,11 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except _UsageError as error:
-        print(f"testbed: {_one_line(error)}", file=sys.stderr)
+        _tell(_what_is_wrong(error))
         status = WRONG_REQUEST
     if status in ENDED_BY:
         with suppress(OSError):  # the terminal may be what is gone
-            print(f"testbed: ended by {ENDED_BY[status]}; nothing of the lab is left", file=sys.stderr)
+            _tell(f"ended by {ENDED_BY[status]}; nothing of the lab is left")
     sys.exit(status)
 
 
@@ -225,9 +225,9 @@ _UsageError: Any = typer.BadParameter.__base__
 """Whatever is wrong with the words of a command line; typer itself names only this one kind."""
 
 
-def _one_line(error: Any) -> str:
+def _what_is_wrong(error: Any) -> str:
     """What is wrong with a command line, and where to read what is allowed."""
-    what = " ".join(error.format_message().split()).rstrip(".")
+    what = error.format_message().rstrip(".")
     context = error.ctx
     if context is None:
         return f"{what}; see testbed --help"
@@ -263,8 +263,13 @@ def _check_name(name: str) -> None:
         raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
 
 
+def _tell(text: str) -> None:
+    """One line on standard error, whatever `text` quotes."""
+    print("testbed:", " ".join(text.split()), file=sys.stderr)
+
+
 def _fail(status: int, text: str) -> NoReturn:
-    print(f"testbed: {text}", file=sys.stderr)
+    _tell(text)
     raise typer.Exit(status)
 
 
@@ -385,17 +390,17 @@ def _explained(error: Exception, folder: Path) -> int:
     from testbed.host.control import CommandFailed, ControlError
 
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
-        print(f"testbed: no room for the run's folder {folder}: {error}", file=sys.stderr)
+        _tell(f"no room for the run's folder {folder}: {error}")
         return CANNOT
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        print(f"testbed: {error.strerror or error}{where}", file=sys.stderr)
+        _tell(f"{error.strerror or error}{where}")
         return CANNOT
     foreseen: tuple[type[Exception], ...] = (TopologyError, NotReady, ProcessDied, SpawnError, ClientFailed)
     foreseen += (ClientControlError, CommandFailed, ControlError)
     if not isinstance(error, foreseen):
         raise error
-    print(f"testbed: {error}", file=sys.stderr)
+    _tell(str(error))
     return CANNOT if isinstance(error, TopologyError) or _is_missing(error) else CHECK_FAILED
 
 
