@@ -164,6 +164,7 @@ class Agent:
             resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
             self._guest = arriving.settle()
         finally:
+            arriving.urgency.lower()
             channel.close()
             gc.enable()
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
@@ -188,6 +189,7 @@ class Agent:
             ).run()
             self._guest = None
         finally:
+            departing.urgency.lower()
             channel.close()
             gc.enable()
         return {
@@ -199,6 +201,7 @@ class Agent:
             "late_frames": outcome.late_frames,
             "audited": outcome.audited,
             "refrozen": departing.refrozen,
+            "urgent": departing.urgency.granted,
             "last_heard_ns": departing.last_heard_ns,
             "counts": departing.counts,
         }

@@ -12,6 +12,7 @@ from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.description import GuestDescription
 from testbed.host.hosted import MAX_CONNECTIONS, HostedGuest
+from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import LocalError, ProtocolError
@@ -37,6 +38,7 @@ class ArrivingGuest:
         self._registers: dict[str, Any] | None = None
         self._listeners: dict[int, socket.socket] = {}
         self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
+        self.urgency = Urgency()
         self._cut = False
         self._open_ns = 0
 
@@ -73,6 +75,7 @@ class ArrivingGuest:
                 self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
         self.guest.network.egress.start()
         gc.collect()
+        self.urgency.raise_for([0, self.guest.process.pid])
 
     def take_network(self) -> None:
         self._cut = True
@@ -86,6 +89,7 @@ class ArrivingGuest:
             self._registers = devices.decode_registers(device.data)
             listeners = [(slot, "listener", one) for slot, one in self._listeners.items()]
             self.guest.process.begin_attach(self._registers, listeners)
+            self._trace.event("mark", name="attach-begun")
         elif device.name == devices.CONNECTIONS:
             self._load_connections(device.data)
         else:
@@ -102,6 +106,7 @@ class ArrivingGuest:
                 spare = self._spare.get(state.family)
                 thawed = thaw(state, spare.pop() if spare else None, self._injector)
                 self._connections[slot] = (thawed, state)
+        self._trace.event("mark", name="connections-thawed", connections=len(self._connections))
 
     def ready(self) -> None:
         if self._registers is None:
@@ -123,6 +128,7 @@ class ArrivingGuest:
         self._trace.event("mark", name="frames-released", frames=len(frames))
         resumed_ns = int(self.guest.process.unpause()["running"])
         self._trace.event("mark", name="resumed", t_ns=resumed_ns)
+        self.urgency.lower()
         if self._injector is not None:
             acknowledge([state for _, state in self._connections.values()], self._injector)
         return resumed_ns
@@ -142,6 +148,7 @@ class ArrivingGuest:
         return self.guest
 
     def discard(self) -> list[bytes]:
+        self.urgency.lower()
         frames = self._guest.network.held() if self._guest is not None and self._cut else []
         self._close_sockets()
         if self._guest is not None:

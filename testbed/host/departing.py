@@ -9,6 +9,7 @@ from typing import Any
 from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.hosted import HostedGuest
+from testbed.host.urgency import Urgency
 from testbed.migration import wire
 from testbed.migration.errors import LocalError
 from testbed.migration.source import TraceLike
@@ -39,6 +40,7 @@ class DepartingGuest:
         self._silenced_ns = 0
         self._registers: dict[str, Any] = {}
         self._connections: list[tuple[int, int]] = []
+        self.urgency = Urgency()
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.refrozen = 0
         self.last_heard_ns: int | None = None
@@ -63,6 +65,7 @@ class DepartingGuest:
         """Hold new handshakes and wait until none is half done; those that stay so past a second are left
         behind."""
         network = self._guest.network
+        self.urgency.raise_for([0])
         stats = self._guest.process.ask({"do": "stats"})
         self._listening = [self._guest.process.borrow(fd) for fd in stats["listeners"]]
         network.egress.start()
@@ -128,6 +131,7 @@ class DepartingGuest:
         return self._guest.network.held()
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
+        self.urgency.lower()
         network = self._guest.network
         for borrowed, state in self._frozen.values():
             unfreeze(borrowed, state)
@@ -147,6 +151,7 @@ class DepartingGuest:
 
     def give_up_ownership(self) -> None:
         self._guest.network.port.depart()
+        self.urgency.lower()
 
     def delete(self) -> None:
         """Take the last figures of this host's part of the network, then remove all of the guest."""

@@ -90,6 +90,7 @@ def run(
         events = lab.recorder.events
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
         surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
+        surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in log.told)
         surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
     result = _result(options, name, started_at, log, summaries, stats, surroundings)
