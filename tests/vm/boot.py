@@ -16,9 +16,9 @@ from tests.vm.image import Root
 
 # QEMU's plainest model, with what wheels of numpy demand (x86-64-v2).
 EMULATION = ("-accel", "tcg", "-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt")
-# clearcpuid: QEMU 7.2 emulates cmpxchg16b from stale flags and leaves garbage in all of EFLAGS. The allocator of
-# Linux 6.12 uses it; the next exception then saves and restores a direction or trap flag that nobody set, memory
-# is corrupted, and every second boot dies at a random place. So the kernel is told not to use it.
+# clearcpuid: QEMU 7.2 emulates cmpxchg16b from stale flags and leaves garbage in all of EFLAGS. The allocator
+# of Linux 6.12 uses it; the next exception then saves and restores a direction or trap flag that nobody set,
+# memory is corrupted, and every second boot dies at a random place. So the kernel is told not to use it.
 KERNEL_COMMAND_LINE = (
     "root=/dev/vda rw console=ttyS0 init=/sbin/testbed-init quiet panic=-1 mitigations=off clearcpuid=cx16"
 )

@@ -15,8 +15,8 @@ packages=$(sed 's/#.*//' "$checkout/tests/vm/packages.txt")
 . /etc/os-release
 
 case $VERSION_CODENAME in
-bookworm) require=all,-vagrant,-userfaultfd-wp-async,-pagemap-scan ;; # Linux 6.1
-trixie) require=all,-vagrant ;;                                       # Linux 6.12
+bookworm) require=all,-vagrant,-userfaultfd-wp-async,-pagemap-scan,-linux-headers-6.7 ;; # Linux 6.1
+trixie) require=all,-vagrant ;;                                                          # Linux 6.12
 *)
     echo "provision.sh knows Debian 12 (bookworm) and 13 (trixie), not $PRETTY_NAME" >&2
     exit 3
