@@ -252,6 +252,12 @@ def test_ctrl_c(folder: Path, possible: None, moment: str) -> None:
         assert not (folder / RUNS).exists()
 
 
+def test_ctrl_c_while_modules_are_imported(folder: Path) -> None:
+    (folder / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = run(folder, "demo")
+    assert (ended.status, ended.err) == (-signal.SIGINT, "")
+
+
 def test_ctrl_c_twice(folder: Path, possible: None) -> None:
     running = Running(folder, "migrate", *SMALL)
     running.wait_for("pre-copy")
@@ -273,8 +279,8 @@ def test_told_to_end(folder: Path, possible: None, number: signal.Signals, momen
 
 @pytest.mark.parametrize("moment", ["network:", "clients:", "pre-copy", "delete"])
 def test_killed(folder: Path, possible: None, moment: str) -> None:
-    """Nobody is left to say or tidy anything; the kernel does it."""
-    running = Running(folder, "migrate", *SMALL)
+    """Nobody is left to say or tidy anything; the kernel does it. The run would go on for minutes."""
+    running = Running(folder, "migrate", *SMALL, "--migrations", "1000")
     running.wait_for(moment)
     running.send(signal.SIGKILL)
     assert running.end().status == -signal.SIGKILL
