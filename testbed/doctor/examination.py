@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,7 +78,8 @@ def _tried(kernel: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
                 told.flush()
             return 0
 
-        universe.run(main)
+        if universe.run(main) == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
         told.seek(0)
         return {name: (there, detail) for name, there, detail in map(json.loads, told)}
 

@@ -93,6 +93,12 @@ def test_a_probe_that_takes_its_process_along_is_not_taken_for_success(
     assert missing(found)
 
 
+def test_ctrl_c_is_not_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(universe, "run", lambda _: cli.INTERRUPTED)
+    with pytest.raises(KeyboardInterrupt):
+        examine()
+
+
 def test_too_little_memory(kernel: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     kernel()
     monkeypatch.setattr(features, "DEMO_BYTES", 1 << 60)
