@@ -24,6 +24,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from testbed.host.hosted import HostedGuest
 from testbed.host.network import Site
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
-from testbed.migration.channel import TcpChannel
+from testbed.migration.channel import TcpChannel, accept_lane, connect_lane
 from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
 from testbed.migration.source import Plan, Source
 from testbed.migration.strategy import Policy
@@ -45,7 +46,6 @@ from testbed.migration.target import Target
 from testbed.migration.wire import NONCE
 
 CONNECT_DEADLINE_S = 10.0
-SOCKET_BUFFER_BYTES = 4 << 20
 LATE_FRAMES_NS = 1_000_000_000
 """How long after a migration stragglers in the hold are still looked for."""
 
@@ -151,22 +151,23 @@ class Agent:
 
     def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
         self._import_path = message.get("import_path", self._import_path)
+        secret = bytes.fromhex(message["secret"])
+        arriving = ArrivingGuest(self._put_in_place, self._trace)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
             listener.settimeout(self._deadline_s)
             self._line.send({"started": {"listening": True}})
             connection, _ = listener.accept()
-        channel = TcpChannel(connection, self._deadline_s)
-        arriving = ArrivingGuest(self._put_in_place, self._trace)
-        secret = bytes.fromhex(message["secret"])
-        gc.disable()
-        try:
-            resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
-            self._guest = arriving.settle()
-        finally:
-            arriving.urgency.lower()
-            channel.close()
-            gc.enable()
+            channel = TcpChannel(
+                connection, self._deadline_s, lambda: accept_lane(listener, secret, CONNECT_DEADLINE_S)
+            )
+            gc.disable()
+            try:
+                resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
+                self._guest = arriving.settle()
+            finally:
+                arriving.urgency.lower()
+                channel.close()
+                gc.enable()
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
         first_ns = arriving.first_heard_ns()
         return {"resumed_ns": resumed_ns, "first_heard_ns": first_ns, "counts": self._guest.network.counts}
@@ -175,11 +176,12 @@ class Agent:
         if self._guest is None:
             raise LocalError(f"{self._site.name} has no guest")
         address = (message["address"], message["port"])
-        connection = socket.create_connection(address, CONNECT_DEADLINE_S)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        channel = TcpChannel(connection, self._deadline_s)
-        self._line.send({"started": {}})
         plan = _plan(message)
+        connection = socket.create_connection(address, CONNECT_DEADLINE_S)
+        # A capped rate is one connection's: two would share it unevenly.
+        lane = None if plan.rate_limit else partial(connect_lane, address, plan.secret, CONNECT_DEADLINE_S)
+        channel = TcpChannel(connection, self._deadline_s, lane)
+        self._line.send({"started": {}})
         departing = DepartingGuest(self._guest, self._trace)
         gc.collect()
         gc.disable()

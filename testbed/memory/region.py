@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from testbed.memory.pages import PAGE_BYTES, PageSet
 
+MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 """<asm-generic/mman-common.h>, since Linux 5.14; Python 3.11's mmap module does not name it."""
 
@@ -105,6 +106,16 @@ class Region:
         if self._mapping is None:
             raise ValueError("the region is closed")
         self._mapping.madvise(MADV_POPULATE_WRITE)
+
+    def map_in(self, pages: PageSet) -> None:
+        """Enter `pages`, which have memory already, into this process's page table, so that reading them for
+        the first time does not fault. A page without memory would get some. OSError where the kernel is older
+        than 5.14 (EINVAL).
+        """
+        if self._mapping is None:
+            raise ValueError("the region is closed")
+        for start, count in pages.runs:
+            self._mapping.madvise(MADV_POPULATE_READ, int(start) * PAGE_BYTES, int(count) * PAGE_BYTES)
 
     def touched(self) -> PageSet:
         """The pages that have memory behind them; all the others are zero, and always were.

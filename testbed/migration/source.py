@@ -190,7 +190,9 @@ class Source:
         wire.check_proof(self._receive(wire.Proof), self._plan.secret, "target", nonce, hello.nonce)
 
     def _provision(self) -> None:
-        self._send(wire.Offer(self._vm.ram.size, self._vm.describe()))
+        ram = self._vm.ram
+        self._send(wire.Offer(ram.size, self._vm.describe()))
+        ram.map_in(ram.touched())  # while the target is busy: the first round is not to fault on each page
         self._receive(wire.Provisioned)
 
     def _precopy(self) -> None:

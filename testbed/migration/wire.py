@@ -1,6 +1,6 @@
 """The migration protocol, version 1: messages to bytes and back, without any I/O.
 
-A message is a header, a payload and, for :class:`Pages` alone, page data::
+A message is a header, a payload and, for :class:`Pages` and :class:`StripedPages`, page data::
 
      0       2      3      4              8                      16                16+length
      +-------+------+------+--------------+----------------------+-----------------+- - - - - - - -+
@@ -14,19 +14,19 @@ and count is bounded (:data:`MAX_PAYLOAD`,
 :data:`MAX_RUNS`, :data:`MAX_PAGES_A_MESSAGE`, :data:`MAX_FRAMES`) and checked before anything is allocated. A
 kind that is not known ends the migration.
 
-The conversation (S source, T target)::
+The conversation (S source, T target; `data` is any number of Zero, Pages and StripedPages)::
 
-    S Hello    T Hello    S Proof    T Proof            each proves to hold the run's secret
+    S Hello    T Hello    S Proof    T Proof      each proves to hold the run's secret
     S Offer    T Provisioned
-    S RoundBegin, (Zero | Pages data)*, RoundEnd        T RoundDone      once a round
-    S Prepare  T Prepared                               the guest still runs
-    S RoundBegin, (Zero | Pages data)*, RoundEnd        the guest is paused: the last round; T does not answer
-    it S Device*  S Silent                                 T announces once and holds the frames that then
-    come S StateEnd T Ready
+    S RoundBegin, data, RoundEnd    T RoundDone   once a round
+    S Prepare  T Prepared                         the guest still runs
+    S RoundBegin, data, RoundEnd                  the guest is paused: the last round; T does not answer it
+    S Device*  S Silent                           T announces once and holds the frames that then come
+    S StateEnd T Ready
     S Frames*  S Commit   T Resumed
-    S Frames*  S Finished                               what came to the source after all
-    either     Abort                                    any time before Commit
-    T Returned                                          answers Abort: frames that the target had caught
+    S Frames*  S Finished                         what came to the source after all
+    either     Abort                              any time before Commit
+    T Returned                                    answers Abort: frames that the target had caught
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PAGE = 4096
 
 MAX_PAYLOAD = 16 << 20
 MAX_RUNS = 512  # IOV_MAX is 1024, include/uapi/linux/uio.h
-MAX_PAGES_A_MESSAGE = 1024
+MAX_PAGES_A_MESSAGE = 4096
 MAX_FRAMES = 65536
 MAX_FRAME = 70000  # a 64 KiB GSO frame, its Ethernet and its virtio-net header
 MAX_TEXT = 4096
@@ -233,8 +233,17 @@ class Pages(_Runs):
     @classmethod
     def parse(cls, payload: memoryview) -> Pages:
         message = super().parse(payload)
-        _expect(message.pages <= MAX_PAGES_A_MESSAGE, "Pages: too many pages")
+        _expect(message.pages <= MAX_PAGES_A_MESSAGE, f"{cls.__name__}: too many pages")
         return cls(message.runs)
+
+
+@_kind(22)
+@dataclass(frozen=True)
+class StripedPages(Pages):
+    """Like Pages, but only the first half of the pages' data (rounded down) follows; the second half comes at
+    the same time on the lane, a second connection that opens with a Proof of the role ``lane`` and carries
+    nothing else.
+    """
 
 
 @_kind(10)

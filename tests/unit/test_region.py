@@ -113,3 +113,12 @@ def test_a_slice_outlives_its_region() -> None:
 def test_never_pickled(region: Region) -> None:
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(region)
+
+
+def test_mapping_in_gives_no_page_memory_that_had_none_else() -> None:
+    with Region.create(64 * PAGE_BYTES) as region:
+        region.array[3:5] = 1
+        with Region.from_fd(os.dup(region.fd)) as other:
+            other.map_in(region.touched())
+            assert other.array[3:5].all()
+        assert region.touched() == PageSet.from_runs([(3, 2)])
