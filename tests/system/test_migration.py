@@ -24,9 +24,9 @@ LONG_BLACKOUT = {
     "stream_rate_per_s": 0,
     "churn_per_s": 0,
 }
-"""A blackout longer than the clients' interval: each asks within it once, and then has nothing else on the way
-that would tell it of a loss. (With a short interval all ask between the pause and the cut, and their requests move
-along unread in their sockets.)
+"""A blackout longer than the clients' interval: each asks within it once, and then has nothing else on the
+way that would tell it of a loss. (With a short interval all ask between the pause and the cut, and their
+requests move along unread in their sockets.)
 """
 
 
@@ -90,6 +90,14 @@ def test_stop_and_copy_moves_the_guest_without_a_round(tmp_path: Path) -> None:
     assert_unbroken(result)
     assert not result.rounds
     assert result.ram.final_pages > 1000
+
+
+@pytest.mark.parametrize("announce", ["garp-request", "garp-reply", "rarp"])
+def test_any_announcement_makes_the_switch_relearn(tmp_path: Path, announce: str) -> None:
+    result = migrate(tmp_path, announce=announce)
+    assert_unbroken(result)
+    assert result.network.announcements_seen == result.network.announcements_sent > 0
+    assert result.network.switch_relearned_ms is not None
 
 
 @pytest.mark.parametrize("announce", ["garp-request", "garp-reply"])

@@ -119,3 +119,16 @@ def test_a_program_that_is_not_there_is_named(lab_of: Any) -> None:
     lab = lab_of("echo")
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         lab.start_program("client1", ["no-such-program"])
+
+
+def test_wrk_sees_no_socket_error_through_a_migration(lab_of: Any) -> None:
+    require("wrk", bool(shutil.which("wrk")))
+    lab = lab_of("http")
+    with lab.start_program("client1", ["wrk", "-t1", "-c8", "-d4s", f"http://{GUEST}/counter"]) as load:
+        migrate(lab)
+        assert load.poll() is None, "it must still be at work, or nothing was shown"
+        output, _ = load.communicate(timeout=DEADLINE_S)
+    assert load.returncode == 0
+    assert b"requests in" in output
+    assert b"Socket errors" not in output
+    assert b"Non-2xx" not in output
