@@ -101,6 +101,11 @@ class Connection(_Model):
 
 
 class Clients(_Model):
+    """All clients together. `retransmits` is what their kernels sent again (TCP_INFO); `retransmits_needless`
+    those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
+    acknowledgements.
+    """
+
     connections: int
     requests: int
     broken: int
@@ -110,6 +115,7 @@ class Clients(_Model):
     bytes_duplicated: int
     bytes_corrupted: int
     retransmits: int
+    retransmits_needless: int
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]

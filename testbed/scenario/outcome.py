@@ -169,6 +169,7 @@ def clients(summaries: Mapping[str, Mapping[str, Any]]) -> model.Clients:
         bytes_duplicated=total("bytes_duplicated"),
         bytes_corrupted=total("bytes_corrupted"),
         retransmits=total("retransmits"),
+        retransmits_needless=total("retransmits_needless"),
         gap_ms=gap(row.longest_wait_ms for row in each),
         baseline_gap_ms=gap(row.baseline_wait_ms for row in each),
         each=each,
