@@ -31,7 +31,7 @@ class Verdict:
 
 
 def unpack(disk: Path, folder: Path) -> None:
-    """Unpack the files of the archive that the machine wrote to `disk`. One that died leaves it empty or torn.
+    """Unpack the files of the archive that the machine wrote to `disk`: empty or torn where that died.
 
     By hand: Debian 12's Python cannot filter what extractall() unpacks.
     """
