@@ -102,28 +102,35 @@ class Agent:
     def _next_command(self) -> dict[str, Any]:
         """Wait for a command, meanwhile announcing on schedule and delivering stragglers."""
         while True:
-            if self._line.pending or select.select([self._line], [], [], self._look_after_network())[0]:
+            sources: list[Any] = [self._line]
+            timeout_s = None
+            if self._guest is not None:
+                sources += self._stragglers_to_watch(self._guest)
+                timeout_s = self._announce_if_due(self._guest)
+            found = [self._line] if self._line.pending else select.select(sources, [], [], timeout_s)[0]
+            if self._line in found:
                 message = self._line.poll()
                 if message is not None:
                     return message
+            elif found and self._guest is not None:
+                self._guest.network.deliver_late()
 
-    def _look_after_network(self) -> float | None:
-        """Do what is due; returns the seconds until more will be, None for nothing."""
-        if self._guest is None:
+    def _stragglers_to_watch(self, guest: HostedGuest) -> tuple[int, ...]:
+        return guest.network.late_descriptors() if time.monotonic_ns() < self._late_until_ns else ()
+
+    def _announce_if_due(self, guest: HostedGuest) -> float | None:
+        """Send the announcement that is due, if one is; returns the seconds until the next, None if all were
+        sent."""
+        announcer = guest.network.announcer
+        if not announcer.rounds:
             return None
-        network = self._guest.network
-        now_ns = time.monotonic_ns()
-        waits: list[float] = []
-        if network.announcer.rounds and (due_ns := network.announcer.due_ns()) is not None:
-            if due_ns <= now_ns:
-                self._trace.event("announced", t_ns=network.announcer.announce())
-                self._trace.flush()
-                return 0.0
-            waits.append((due_ns - now_ns) / 1e9)
-        if now_ns < self._late_until_ns:
-            network.deliver_late()
-            waits.append(0.001)
-        return min(waits) if waits else None
+        while (due_ns := announcer.due_ns()) is not None:
+            left_ns = due_ns - time.monotonic_ns()
+            if left_ns > 0:
+                return left_ns / 1e9
+            self._trace.event("announced", t_ns=announcer.announce())
+            self._trace.flush()
+        return None
 
     def _put_in_place(self, description: GuestDescription) -> HostedGuest:
         if self._guest is not None:

@@ -112,6 +112,10 @@ class GuestNetwork:
         """Release frames that came to the other host after all, and what slipped into the hold here."""
         self._delivery.late(frames)
 
+    def late_descriptors(self) -> tuple[int, ...]:
+        """Descriptors that poll as readable when :meth:`deliver_late` has something to deliver."""
+        return self._frames.descriptors()
+
     @property
     def counts(self) -> dict[str, int]:
         """Frames held, released and dropped on this host since the cut, and announcements sent."""
