@@ -71,7 +71,8 @@ def scan(
     before `end` where the rows did not suffice, and the next call goes on from there.
 
     Raises OSError: ENOTTY before Linux 6.7; EPERM with PM_SCAN_CHECK_WPASYNC where part of the range is not
-    tracked by a userfaultfd in asynchronous mode, or is no longer; ESRCH once the process is gone.
+    tracked by a userfaultfd in asynchronous mode, or is no longer. Of a process that is gone it raises ESRCH
+    (Linux 6.18) or finds no page in any category (6.12), so ask :func:`read_entries` afterwards.
     """
     vector = regions.ctypes.data
     fields = (flags, start, end, 0, vector, len(regions), 0, 0, category_mask, 0, return_mask)

@@ -96,9 +96,19 @@ class UserfaultfdTracker:
                 return_mask=pagemap.PAGE_IS_WRITTEN,
             )
             parts.append(self._regions[:filled, :2].copy())
+        self._require_life()
         found = (np.concatenate(parts) - np.uint64(self._address)) // np.uint64(PAGE_BYTES)
         found[:, 1] -= found[:, 0]
         return PageSet.from_runs(found)
+
+    def _require_life(self) -> None:
+        """Raises ProcessLookupError if the guest has ended, also if it did while it was scanned.
+
+        PAGEMAP_SCAN itself is no witness: up to Linux 6.12 at least, it finds the memory of the dead clean.
+        An entry can only be read while the memory is in use, and what was torn down does not come back: if
+        that holds after a scan, it held throughout.
+        """
+        pagemap.read_entries(self._pagemap, self._address, 1)
 
     def stop(self) -> None:
         if self._tracking:

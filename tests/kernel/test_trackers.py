@@ -186,6 +186,18 @@ def test_a_dead_guest_is_not_one_that_writes_nothing(tracker: DirtyTracker, gues
     tracker.stop()
 
 
+def test_a_scan_that_finds_the_dead_clean_is_not_believed(
+    userfaultfd: DirtyTracker, guest: GuestProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 6.12 scans so of itself, 6.18 does not."""
+    userfaultfd.start()
+    monkeypatch.setattr(pagemap, "scan", lambda _fd, _start, end, *_, **__: (0, end))
+    assert userfaultfd.collect() == PageSet.empty()
+    guest.die()
+    with pytest.raises(ProcessLookupError):
+        userfaultfd.collect()
+
+
 def test_more_runs_than_one_scan_returns(guest: GuestProcess) -> None:
     """The walk goes on where the result was full. (The other trackers have no result that could be full.)"""
     require_tracker("userfaultfd")
