@@ -12,6 +12,7 @@ from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.description import GuestDescription
 from testbed.host.hosted import MAX_CONNECTIONS, HostedGuest
+from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
 from testbed.migration import wire
@@ -65,6 +66,7 @@ class ArrivingGuest:
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"what was foreseen is not device state: {error!r}") from error
         self.guest.network.neighbours.install(table)
+        rehearse(self.guest.network.namespace)
         with self.guest.network.namespace.entered():
             for slot, state in listeners:
                 if not isinstance(state, ListenerState):

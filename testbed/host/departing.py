@@ -9,6 +9,7 @@ from typing import Any
 from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.hosted import HostedGuest
+from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.migration import wire
 from testbed.migration.errors import LocalError
@@ -53,6 +54,7 @@ class DepartingGuest:
     def foresee_devices(self) -> Mapping[str, Any]:
         """Listeners and neighbours change seldom and need not wait for the pause; of the rest, how much there
         will be."""
+        rehearse(self._guest.network.namespace)
         stats = self._guest.process.ask({"do": "stats"})
         listeners = [(slot, self._freeze_listener(fd)) for slot, fd in enumerate(stats["listeners"])]
         return {

@@ -262,10 +262,8 @@ class Source:
     def _send_pages(self, number: int, pages: PageSet) -> tuple[int, int]:
         """Send one round; returns the bytes on the wire and how many pages went as zeros."""
         ram = self._vm.ram
-        sent = self._channel.send(wire.RoundBegin(number, len(pages)))
         zeros = ram.zero(pages)
-        for zero in wire.zero_messages(_runs(zeros)):
-            sent += self._channel.send(zero)
+        sent = self._channel.send(wire.RoundBegin(number, len(pages)), *wire.zero_messages(_runs(zeros)))
         for message in wire.page_messages(_runs(pages - zeros)):
             sent += self._channel.send_pages(message, ram)
         sent += self._channel.send(wire.RoundEnd(number, len(pages)))
