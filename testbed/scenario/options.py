@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from testbed.migration.strategy import Policy
+from testbed.scenario.units import format_ms, format_rate
 
 Mode = Literal["live", "stop-and-copy"]
 Announce = Literal["garp-request", "garp-reply", "rarp", "none"]
@@ -21,6 +22,7 @@ Tracker = Literal["auto", "userfaultfd", "soft-dirty", "digest"]
 
 PAGE = 4096
 MIN_RAM_BYTES = 8 << 20
+LOWEST_RATE, HIGHEST_RATE = 100_000, 34 * 10**9  # bit/s; a token bucket's rate is 32 bits of bytes
 PROGRAMS = ("echo", "kv", "http", "ramp")
 
 
@@ -83,20 +85,16 @@ class Options:
             raise OptionError("--working-set: a memory load needs at least one page")
         _range("--clients", self.clients, 1, 100)
         _range("--connections", self.connections, 0, 20_000)
-        _range("--interval (ns)", self.interval_ns, 100_000, 60 * 10**9)
+        _duration("--interval", self.interval_ns, 100_000, 60 * 10**9)
         _range("--stream-rate", self.stream_rate_per_s, 0, 100_000)
         _range("--churn", self.churn_per_s, 0, 10_000)
         _range("--dirty-rate", self.dirty_rate_pages_per_s, 0, 10_000_000)
-        _range("--downtime-limit (ns)", self.downtime_limit_ns, 0, 600 * 10**9)
+        _duration("--downtime-limit", self.downtime_limit_ns, 0, 600 * 10**9)
         _range("--max-rounds", self.max_rounds, 1, 1000)
         _range("--migrations", self.migrations, 1, 100_000)
-        _range("--baseline (ns)", self.baseline_ns, 0, 3600 * 10**9)
-        for name, rate in (
-            ("--bandwidth", self.bandwidth_bits_per_s),
-            ("--max-bandwidth", self.max_bandwidth_bits_per_s),
-        ):
-            if rate is not None:
-                _range(f"{name} (bit/s)", rate, 100_000, 400 * 10**9)
+        _duration("--baseline", self.baseline_ns, 0, 3600 * 10**9)
+        _rate("--bandwidth", self.bandwidth_bits_per_s)
+        _rate("--max-bandwidth", self.max_bandwidth_bits_per_s)
 
     @property
     def policy(self) -> Policy:
@@ -115,3 +113,15 @@ def _choice(option: str, value: str, kind: Any) -> None:
 def _range(option: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise OptionError(f"{option}: {value} is not between {least} and {most}")
+
+
+def _duration(option: str, value_ns: int, least_ns: int, most_ns: int) -> None:
+    if not least_ns <= value_ns <= most_ns:
+        least, most = format_ms(least_ns / 1e6), format_ms(most_ns / 1e6)
+        raise OptionError(f"{option}: {format_ms(value_ns / 1e6)} is not between {least} and {most}")
+
+
+def _rate(option: str, bits_per_s: int | None) -> None:
+    if bits_per_s is not None and not LOWEST_RATE <= bits_per_s <= HIGHEST_RATE:
+        least, most = format_rate(LOWEST_RATE), format_rate(HIGHEST_RATE)
+        raise OptionError(f"{option}: {format_rate(bits_per_s)} is not between {least} and {most}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import struct
 from pathlib import Path
 
 from testbed.guest.program import Connection, Program
+
+COUNT = struct.Struct("<Q")  # wide, so that no two looks at the page see the same
 
 
 class Forgetful(Program):
@@ -45,7 +48,8 @@ class Sneaky(Program):
         os.close(descriptor)
 
     def received(self, connection: Connection) -> None:
-        self.window[0] = (self.window[0] + 1) % 256
+        (count,) = COUNT.unpack_from(self.window)
+        COUNT.pack_into(self.window, 0, count + 1)
         connection.send(connection.inbox)
         connection.consume(len(connection.inbox))
 
