@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.vm import __main__ as entry
-from tests.vm import boot, host, image, verdict
+from tests.vm import boot, host, image, selection, verdict
 from tests.vm.release import RELEASES, Release
 
+DEBIAN13 = RELEASES["debian13"]
 REPORT = """<testsuites><testsuite>
 <testcase classname="a" name="passes"/>
 <testcase classname="a" name="fails"><failure>no</failure></testcase>
@@ -70,25 +74,76 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatc
 def test_cases_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(REPORT)
     (tmp_path / "exit").write_text("1\n")
-    found = verdict.read(tmp_path)
+    found = verdict.read(tmp_path, DEBIAN13)
     assert (found.passed, found.failed, found.skipped) == (1, 3, 1)
     assert found.failures == ["a::fails", "a::fails and cannot clean up", "a::cannot begin"]
     assert not found.good
 
 
+GOOD = {
+    "exit": "0\n",
+    "demo-exit": "0\n",
+    "junit.xml": '<t><testcase name="a"/></t>',
+    "doctor.json": '{"findings": [{"name": "netem", "there": true}, {"name": "userfaultfd", "there": true}]}',
+}
+
+
+def test_a_run_is_good_if_tests_passed_the_demo_ended_well_and_the_doctor_told_the_truth(
+    tmp_path: Path,
+) -> None:
+    found = results(tmp_path, GOOD)
+    assert found.good
+    assert (found.exit_status, found.demo_status, found.passed, found.untruths) == (0, 0, 1, [])
+
+
 @pytest.mark.parametrize(
-    "files",
+    "otherwise",
     [
-        pytest.param({}, id="nothing came back"),
-        pytest.param({"exit": "0"}, id="no report"),
-        pytest.param({"exit": "0", "junit.xml": "<testsuites/>"}, id="nothing was tested"),
-        pytest.param({"exit": "124", "junit.xml": '<t><testcase name="a"/></t>'}, id="out of time"),
+        pytest.param(dict.fromkeys(GOOD), id="nothing came back"),
+        pytest.param({"junit.xml": None}, id="no report"),
+        pytest.param({"junit.xml": "<testsuites/>"}, id="nothing was tested"),
+        pytest.param({"exit": "124"}, id="out of time"),
+        pytest.param({"demo-exit": "1"}, id="a check of the demo failed"),
+        pytest.param({"demo-exit": None}, id="no demo"),
+        pytest.param({"doctor.json": None}, id="no doctor"),
+        pytest.param({"doctor.json": "Traceback"}, id="the doctor fell ill"),
     ],
 )
-def test_a_run_is_good_only_if_tests_passed_and_pytest_says_so(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_run_is_not_good(tmp_path: Path, otherwise: dict[str, str | None]) -> None:
+    assert not results(tmp_path, GOOD | otherwise).good
+
+
+@pytest.mark.parametrize(
+    ("there", "untruths"),
+    [
+        ({"netem": True, "userfaultfd": False}, []),
+        ({"netem": True, "userfaultfd": True}, ["userfaultfd is there"]),
+        ({"netem": False, "userfaultfd": False}, ["netem is missing"]),
+        ({"netem": None, "userfaultfd": None}, ["netem is untried", "userfaultfd is untried"]),
+        ({"netem": True}, ["not a word of userfaultfd"]),
+    ],
+)
+def test_the_doctor_is_held_to_what_the_release_is_known_to_lack(
+    tmp_path: Path, there: dict[str, bool | None], untruths: list[str]
+) -> None:
+    report = {"findings": [{"name": name, "there": value} for name, value in there.items()]}
+    found = results(tmp_path, GOOD | {"doctor.json": json.dumps(report)}, RELEASES["debian12"])
+    assert found.untruths == untruths
+    assert found.good == (not untruths)
+
+
+def results(folder: Path, files: dict[str, str | None], release: Release = DEBIAN13) -> verdict.Verdict:
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert not verdict.read(tmp_path).good
+        if text is not None:
+            (folder / name).write_text(text)
+    return verdict.read(folder, release)
+
+
+@pytest.mark.parametrize("arguments", [selection.QUICK, selection.FULL], ids=["quick", "full"])
+def test_what_is_selected_exists(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    told = subprocess.run(command, cwd=image.CHECKOUT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("written", [0, 300, 513, 10240])
@@ -102,7 +157,7 @@ def test_a_disk_that_was_not_written_whole_gives_no_result(tmp_path: Path, writt
     disk.write_bytes(archive.getvalue()[:written].ljust(1 << 20, b"\0"))
     folder.mkdir()
     verdict.unpack(disk, folder)
-    assert verdict.read(folder).exit_status == (0 if written == 10240 else None)
+    assert verdict.read(folder, DEBIAN13).exit_status == (0 if written == 10240 else None)
 
 
 def test_the_archive_holds_the_checkout_and_what_the_run_needs(tmp_path: Path) -> None:
@@ -144,9 +199,9 @@ def test_it_keeps_the_last_line_of_a_machine_that_dies(
 @pytest.mark.parametrize(
     ("verdicts", "status"),
     [
-        ({"debian12": verdict.Verdict(0, passed=3), "debian13": verdict.Verdict(0, passed=3)}, 0),
-        ({"debian12": verdict.Verdict(0, passed=3), "debian13": verdict.Verdict(1, passed=3, failed=1)}, 1),
-        ({"debian12": verdict.Verdict(), "debian13": verdict.Verdict(0, passed=3)}, 1),
+        ({"debian12": verdict.Verdict(0, 0, passed=3), "debian13": verdict.Verdict(0, 0, passed=3)}, 0),
+        ({"debian12": verdict.Verdict(0, 0, passed=3), "debian13": verdict.Verdict(1, 0, passed=3)}, 1),
+        ({"debian12": verdict.Verdict(), "debian13": verdict.Verdict(0, 0, passed=3)}, 1),
     ],
 )
 def test_the_exit_status(

@@ -13,12 +13,11 @@ from tests.vm.boot import Machine, boot
 from tests.vm.host import Unavailable
 from tests.vm.image import checkout_image, root_image, wheelhouse_image
 from tests.vm.release import RELEASES, Release
+from tests.vm.selection import FULL, FULL_S, QUICK, QUICK_S
 from tests.vm.verdict import Verdict, read, unpack
 
-# Emulation is ten to twenty times slower than the machine: by default the tests that the kernel can decide.
-DEFAULT_PYTEST_ARGUMENTS = ("-m", "not slow", "-o", "timeout=600", "tests/kernel")
 DEFAULT_CACHE = Path("~/.cache/live-migration-testbed")
-BOOT_AND_PROVISION_S = 600
+UNTIL_TESTS_S = 1200  # boot, provision, doctor, demo
 RESULTS_DISK_BYTES = 64 << 20
 ALL_GOOD, SOMETHING_FAILED, CANNOT = 0, 1, 3
 
@@ -40,7 +39,8 @@ def main(argv: list[str]) -> int:
 
 
 def run(release: Release, options: argparse.Namespace, pytest_arguments: list[str]) -> Verdict:
-    """One run on `release`. Leaves console.txt, output.txt and junit.xml in the cache's results/`release`."""
+    """One run on `release`. Leaves in the cache's results/`release` console.txt, output.txt, junit.xml, what
+    the doctor said in doctor.txt, what the demo said in demo.txt, and the files of the demo's run."""
     cache = options.cache.expanduser().resolve()
     tell = _Clock(release.name)
     tell("images")
@@ -65,11 +65,11 @@ def run(release: Release, options: argparse.Namespace, pytest_arguments: list[st
 
     tell("booting")
     machine = Machine(root, [checkout, wheelhouse, results_disk], options.cpus, options.memory)
-    if not boot(machine, results / "console.txt", options.timeout + BOOT_AND_PROVISION_S, on_line):
+    if not boot(machine, results / "console.txt", options.timeout + UNTIL_TESTS_S, on_line):
         tell("out of time, killed")
     unpack(results_disk, results)
     results_disk.unlink()
-    verdict = read(results)
+    verdict = read(results, release)
     tell(verdict.describe())
     if not verdict.good:
         _show_evidence(results)
@@ -98,18 +98,24 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m tests.vm",
         description="Run the tests on Debian's kernels, under QEMU's software emulation.",
-        epilog=f"After -- come pytest's arguments; without them: {shlex.join(DEFAULT_PYTEST_ARGUMENTS)}",
+        epilog=f"After -- come pytest's arguments; without them: {shlex.join(QUICK)}",
     )
     parser.add_argument("release", nargs="?", default="all", choices=[*RELEASES, "all"])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="where images stay (%(default)s)")
     parser.add_argument("--mirror", help="the Debian mirror to build from (default: the one that apt uses)")
-    parser.add_argument("--timeout", type=int, default=1800, help="pytest's limit in seconds (%(default)s)")
+    parser.add_argument("--full", action="store_true", help="all kernel, system and fault tests")
+    limits = f"pytest's limit in seconds ({QUICK_S}; with --full {FULL_S})"
+    parser.add_argument("--timeout", type=int, help=limits)
     parser.add_argument("--user", default="root", help="the user who tests, made if need be (%(default)s)")
     parser.add_argument("--cpus", type=int, default=2, help="of the emulated machine (%(default)s)")
     parser.add_argument("--memory", type=int, default=4096, help="MiB of the emulated machine (%(default)s)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the machine's whole console")
     options = parser.parse_args(ours)
-    return options, theirs if separator else list(DEFAULT_PYTEST_ARGUMENTS)
+    if options.full and separator:
+        parser.error("--full chooses the tests; so do the arguments after --")
+    if options.timeout is None:
+        options.timeout = FULL_S if options.full else QUICK_S
+    return options, theirs if separator else list(FULL if options.full else QUICK)
 
 
 def _split(argv: list[str]) -> tuple[list[str], bool, list[str]]:
