@@ -83,7 +83,7 @@ KERNEL = (
     ),
     Feature(
         "userfaultfd", "optional", probes.userfaultfd,
-        "the quick tracker: digests would do, slowly", "Linux 6.7 or later, CONFIG_USERFAULTFD",
+        "the quick tracker: another would do, slowly", "Linux 6.7 or later, CONFIG_USERFAULTFD",
     ),
     Feature(
         "soft-dirty", "optional", probes.soft_dirty,
