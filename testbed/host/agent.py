@@ -24,7 +24,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from testbed.host.hosted import HostedGuest
 from testbed.host.network import Site
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
-from testbed.migration.channel import TcpChannel, accept_lane, connect_lane
+from testbed.migration.channel import TcpChannel
 from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
 from testbed.migration.source import Plan, Source
 from testbed.migration.strategy import Policy
@@ -164,9 +163,7 @@ class Agent:
             listener.settimeout(self._deadline_s)
             self._line.send({"started": {"listening": True}})
             connection, _ = listener.accept()
-            channel = TcpChannel(
-                connection, self._deadline_s, lambda: accept_lane(listener, secret, CONNECT_DEADLINE_S)
-            )
+            channel = TcpChannel(connection, self._deadline_s)
             gc.disable()
             try:
                 resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
@@ -185,9 +182,7 @@ class Agent:
         address = (message["address"], message["port"])
         plan = _plan(message)
         connection = socket.create_connection(address, CONNECT_DEADLINE_S)
-        # A capped rate is one connection's: two would share it unevenly.
-        lane = None if plan.rate_limit else partial(connect_lane, address, plan.secret, CONNECT_DEADLINE_S)
-        channel = TcpChannel(connection, self._deadline_s, lane)
+        channel = TcpChannel(connection, self._deadline_s)
         self._line.send({"started": {}})
         departing = DepartingGuest(self._guest, self._trace)
         gc.collect()

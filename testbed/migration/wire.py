@@ -1,6 +1,6 @@
 """The migration protocol, version 1: messages to bytes and back, without any I/O.
 
-A message is a header, a payload and, for :class:`Pages` and :class:`StripedPages`, page data::
+A message is a header, a payload and, for :class:`Pages` alone, page data::
 
      0       2      3      4              8                      16                16+length
      +-------+------+------+--------------+----------------------+-----------------+- - - - - - - -+
@@ -14,7 +14,7 @@ and count is bounded (:data:`MAX_PAYLOAD`,
 :data:`MAX_RUNS`, :data:`MAX_PAGES_A_MESSAGE`, :data:`MAX_FRAMES`) and checked before anything is allocated. A
 kind that is not known ends the migration.
 
-The conversation (S source, T target; `data` is any number of Zero, Pages and StripedPages)::
+The conversation (S source, T target; `data` is any number of Zero and Pages)::
 
     S Hello    T Hello    S Proof    T Proof      each proves to hold the run's secret
     S Offer    T Provisioned
@@ -235,15 +235,6 @@ class Pages(_Runs):
         message = super().parse(payload)
         _expect(message.pages <= MAX_PAGES_A_MESSAGE, f"{cls.__name__}: too many pages")
         return cls(message.runs)
-
-
-@_kind(22)
-@dataclass(frozen=True)
-class StripedPages(Pages):
-    """Like Pages, but only the first half of the pages' data (rounded down) follows; the second half comes at
-    the same time on the lane, a second connection that opens with a Proof of the role ``lane`` and carries
-    nothing else.
-    """
 
 
 @_kind(10)

@@ -5,36 +5,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from testbed.memory.region import Region
 from testbed.migration import wire
-from testbed.migration.channel import STRIPED_PAGES, TcpChannel, accept_lane, connect_lane, halves
-from testbed.migration.errors import PeerLost, ProtocolError
+from testbed.migration.channel import TcpChannel
+from testbed.migration.errors import PeerLost
 
-SECRET = b"k" * 32
 DEADLINE_S = 10.0
-PAGES = 3 * STRIPED_PAGES
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=20))
-def test_halves_keep_every_page_in_order_and_are_even(gaps: list[tuple[int, int]]) -> None:
-    runs, end = [], 0
-    for gap, count in gaps:
-        runs.append((end + gap, count))
-        end += gap + count
-    first, second = halves(runs)
-
-    def pages(part: object) -> list[int]:
-        return [page for start, count in part for page in range(start, start + count)]  # type: ignore[attr-defined]
-
-    assert pages(first) + pages(second) == pages(runs)
-    assert len(pages(first)) == len(pages(runs)) // 2
+PAGES = 3000
 
 
 @pytest.fixture
@@ -50,8 +31,7 @@ def channels(listener: socket.socket) -> Iterator[tuple[TcpChannel, TcpChannel]]
     address = listener.getsockname()
     ours = socket.create_connection(address, DEADLINE_S)
     theirs, _ = listener.accept()
-    source = TcpChannel(ours, DEADLINE_S, partial(connect_lane, address, SECRET, DEADLINE_S))
-    target = TcpChannel(theirs, DEADLINE_S, partial(accept_lane, listener, SECRET, DEADLINE_S))
+    source, target = TcpChannel(ours, DEADLINE_S), TcpChannel(theirs, DEADLINE_S)
     yield source, target
     source.close()
     target.close()
@@ -69,10 +49,10 @@ def filled() -> Region:
         ((5, 1),),
         ((0, 300),),
         tuple((page, 1) for page in range(0, 900, 3)),
-        ((0, 2 * STRIPED_PAGES), (2 * STRIPED_PAGES + 7, 11)),
+        ((0, 2048), (2055, 11)),
         tuple((page, 5) for page in range(0, PAGES - 8, 8))[: wire.MAX_RUNS],
     ],
-    ids=["page", "run", "scattered", "striped", "striped-scattered"],
+    ids=["page", "run", "scattered", "long", "long-scattered"],
 )
 def test_page_data_arrives_where_it_belongs(
     channels: tuple[TcpChannel, TcpChannel], runs: tuple[wire.Run, ...]
@@ -84,7 +64,6 @@ def test_page_data_arrives_where_it_belongs(
     for _ in range(3):
         message = target.receive()
         assert isinstance(message, wire.Pages)
-        assert isinstance(message, wire.StripedPages) == (message.pages >= STRIPED_PAGES)
         target.receive_pages(message, there)
     sender.join()
     sent = np.zeros(PAGES, bool)
@@ -94,25 +73,6 @@ def test_page_data_arrives_where_it_belongs(
     assert not there.array[~sent].any()
 
 
-def test_a_lane_of_somebody_else_is_refused(listener: socket.socket) -> None:
-    stranger = connect_lane(listener.getsockname(), b"x" * 32, DEADLINE_S)
-    with stranger, pytest.raises(ProtocolError, match="secret"):
-        accept_lane(listener, SECRET, DEADLINE_S)
-
-
-def test_striped_data_without_a_lane_is_refused(listener: socket.socket) -> None:
-    ours = socket.create_connection(listener.getsockname(), DEADLINE_S)
-    theirs, _ = listener.accept()
-    target = TcpChannel(theirs, DEADLINE_S)
-    with ours:
-        ours.sendall(wire.encode(wire.StripedPages(((0, STRIPED_PAGES),))))
-        message = target.receive()
-        assert isinstance(message, wire.Pages)
-        with pytest.raises(ProtocolError, match="lane"):
-            target.receive_pages(message, Region.create(PAGES * wire.PAGE))
-    target.close()
-
-
 def test_a_silent_peer_is_given_up_at_the_deadline(channels: tuple[TcpChannel, TcpChannel]) -> None:
     source, _ = channels
     source.set_deadline(0.05)
@@ -120,19 +80,15 @@ def test_a_silent_peer_is_given_up_at_the_deadline(channels: tuple[TcpChannel, T
         source.receive()
 
 
-def test_a_lane_that_dies_fails_the_transfer(channels: tuple[TcpChannel, TcpChannel]) -> None:
+def test_a_peer_that_closes_within_page_data_is_lost(
+    channels: tuple[TcpChannel, TcpChannel],
+) -> None:
     source, target = channels
     here, there = filled(), Region.create(PAGES * wire.PAGE)
-    source.send_pages(wire.Pages(((0, STRIPED_PAGES),)), here)
+    source.send_pages(wire.Pages(((0, 8),)), here)
+    source.send(wire.Finished())
     message = target.receive()
     assert isinstance(message, wire.Pages)
-    target.receive_pages(message, there)
-    assert target._lane is not None
-    target._lane._connection.shutdown(socket.SHUT_RDWR)
-
-    def send_on() -> None:
-        for _ in range(100):
-            source.send_pages(wire.Pages(((0, STRIPED_PAGES),)), here)
-
-    with pytest.raises(PeerLost):
-        send_on()
+    source.close()
+    with pytest.raises(PeerLost, match="closed"):
+        target.receive_pages(wire.Pages(((0, 64),)), there)

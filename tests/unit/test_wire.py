@@ -35,7 +35,6 @@ MESSAGES = st.one_of(
     st.builds(wire.RoundDone, U32, U64),
     st.builds(wire.Zero, runs()),
     st.builds(wire.Pages, runs()),
-    st.builds(wire.StripedPages, runs()),
     st.builds(wire.Prepare, JSON),
     st.builds(wire.Device, st.text(max_size=20), st.integers(0, 65535), st.binary(max_size=200)),
     st.builds(wire.Frames, FRAMES),
