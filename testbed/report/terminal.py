@@ -61,15 +61,15 @@ class Progress:
 
 
 def round_line(event: dict[str, Any]) -> str:
-    """One pre-copy round as a line of at most 78 characters."""
+    """One pre-copy round as a line that fits eighty columns."""
     rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
     columns = (
-        f"round {event['number']:<3}",
-        f"{event['pages']:>8} pages",
-        f"{format_size(event['bytes']):>10}",
-        f"{format_ms(event['duration_ns'] / 1e6):>8}",
+        f"round {event['number']:<2}",
+        f"{event['pages']:>7} pages",
+        f"{format_size(event['bytes']):>9}",
+        f"{format_ms(event['duration_ns'] / 1e6):>7}",
         f"{format_rate(rate):>11}",
-        f"{event['dirty_pages']:>7} dirtied",
+        f"{event['dirty_pages']:>6} dirtied",
     )
     return "  ".join(columns)
 
