@@ -11,7 +11,7 @@ from typing import Any
 from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.description import GuestDescription
-from testbed.host.hosted import MAX_CONNECTIONS, HostedGuest
+from testbed.host.hosted import HostedGuest
 from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
@@ -60,7 +60,7 @@ class ArrivingGuest:
         """Install the neighbours and the listeners, and make sockets in repair mode in advance for the
         connections."""
         try:
-            count = min(int(foreseen[devices.COUNT]), MAX_CONNECTIONS)
+            count = min(int(foreseen[devices.COUNT]), self.guest.description.max_connections)
             listeners = devices.decode_sockets(bytes.fromhex(foreseen[devices.LISTENERS]))
             table = neighbours.decode(bytes.fromhex(foreseen[devices.NEIGHBOURS]))
         except (KeyError, TypeError, ValueError) as error:

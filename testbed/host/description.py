@@ -29,6 +29,7 @@ class GuestDescription:
     announce: str = "garp-request"
     hold: bool = True
     tracker: str = "auto"
+    max_connections: int = 4096
     fill: float = 0.0
     seed: int = 1
     load: Mapping[str, Any] = field(default_factory=dict)

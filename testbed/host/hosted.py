@@ -12,8 +12,6 @@ from testbed.host.network import GuestNetwork, Site
 from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
 
-MAX_CONNECTIONS = 16384
-
 
 class HostedGuest:
     """A guest in place on a host, not running yet, unplugged and silent. Close it to remove it without a
@@ -49,7 +47,7 @@ class HostedGuest:
                 "seed": description.seed,
                 "load": dict(description.load),
                 "import_path": list(import_path),
-                "max_connections": MAX_CONNECTIONS,
+                "max_connections": description.max_connections,
             }
             self.process = GuestProcess(argument, self.ram, self.network.namespace)
             stack.callback(self.process.close)

@@ -84,11 +84,11 @@ def _damage(bench: str, result: Result) -> Iterator[Figure]:
     """What must be zero, whatever the load."""
     clients = result.clients
     completed = sum(one.outcome == "completed" for one in result.migrations)
-    yield _count(bench, "migrations that did not complete", result.options["migrations"] - completed)
+    yield _count(bench, "migrations not completed", result.options["migrations"] - completed)
     broken = clients.broken + clients.resets + clients.failed_connects
-    yield _count(bench, "connections broken, resets, failed connects", broken)
+    yield _count(bench, "broken, reset, failed connects", broken)
     damaged = clients.bytes_lost + clients.bytes_duplicated + clients.bytes_corrupted
-    yield _count(bench, "bytes lost, duplicated or corrupted", damaged)
+    yield _count(bench, "bytes lost, doubled, corrupted", damaged)
 
 
 def switchover(setting: Setting) -> Iterator[Figure]:
@@ -147,7 +147,7 @@ def copy(setting: Setting) -> Iterator[Figure]:
             lab.stop_clients([])
     yield _median("copy", "first round of 1 GiB", ours, "Mbit/s")
     if theirs:
-        yield _median("copy", "iperf3, one stream, same wire", theirs, "Mbit/s")
+        yield _median("copy", "iperf3, same wire", theirs, "Mbit/s")
         ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
         yield Figure(
             "copy", "ratio to iperf3", statistics.median(ratios), "", min(ratios), max(ratios), 0.7, False
@@ -187,7 +187,7 @@ def lab(setting: Setting) -> Iterator[Figure]:
         downs.append(time.monotonic() - begin)
     yield _median("lab", "up", ups, "s", 1.5)
     yield _median("lab", "down", downs, "s", 0.5)
-    yield _median("lab", "an agent's memory beyond the guest's RAM", memory, "MiB", 100)
+    yield _median("lab", "agent's memory besides RAM", memory, "MiB", 100)
     yield _median("lab", "testbed --help", _help_s(), "s", 0.3)
 
 
@@ -216,10 +216,10 @@ def endurance(setting: Setting) -> Iterator[Figure]:
     before, after = result.environment["usage_before"], result.environment["usage_after"]
     for host in planned.HOSTS:
         grown = after[host]["descriptors"] - before[host]["descriptors"]
-        yield _count("endurance", f"descriptors that {host} gained", grown)
+        yield _count("endurance", f"{host}: descriptors gained", grown)
         grown_mib = (after[host]["private_bytes"] - before[host]["private_bytes"]) / 2**20
         yield Figure(
-            "endurance", f"memory that {host} gained", round(grown_mib, 2), "MiB", grown_mib, grown_mib, 8
+            "endurance", f"{host}: memory gained", round(grown_mib, 2), "MiB", grown_mib, grown_mib, 8
         )
 
 

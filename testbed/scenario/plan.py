@@ -67,6 +67,8 @@ def guest(options: Options) -> GuestDescription:
         announce=options.announce,
         hold=options.hold,
         tracker=options.tracker,
+        # With room to spare, but no more: the table is read as a whole when the guest is attached.
+        max_connections=512 + 2 * options.connections + 2 * options.churn_per_s,
         fill=options.fill,
         seed=options.seed,
         load=load,
