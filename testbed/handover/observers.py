@@ -1,4 +1,4 @@
-"""At the other end: who heard the announcement, and when a bridge learned where the VM is."""
+"""At the other end: who heard the announcement."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from netns.namespace import Namespace
 from testbed.handover.announcement import Kind
 from testbed.handover.filters import Identity, claims
-from testbed.kernel import netlink, packet
-from testbed.kernel.netlink import RouteSocket
+from testbed.kernel import packet
 
 NEIGHBOUR_ADVERTISEMENT = "neighbour-advertisement"
 _SLOT_BYTES = 256
@@ -62,54 +61,6 @@ class AnnouncementObserver:
     def close(self) -> None:
         self._ring.close()
         self._packet.close()
-
-
-@dataclass(frozen=True)
-class Relearned:
-    """At `t_ns` (CLOCK_MONOTONIC, when it was read) the forwarding entry came to point at the interface
-    `port`.
-    """
-
-    t_ns: int
-    port: str
-
-
-class RelearnObserver:
-    """Hears of every change of one MAC address's forwarding entry on the bridges of a namespace (the switch).
-
-    The kernel tells when an entry is made, moved or deleted, not when it is only confirmed.
-    """
-
-    def __init__(self, namespace: Namespace, mac: bytes) -> None:
-        self._mac = mac
-        self._namespace = namespace
-        self._names: dict[int, str] = {}
-        self._watch = netlink.watch(
-            namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE),
-            netlink.RTMGRP_NEIGH,
-        )
-        with RouteSocket(
-            namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
-        ) as ask:
-            self._names = {link.index: link.name for link in ask.links()}
-
-    def take(self) -> list[Relearned]:
-        """The changes since the last call. Never waits. OSError (ENOBUFS) when too many came between two
-        calls.
-        """
-        t_ns = time.monotonic_ns()
-        return [
-            Relearned(t_ns, self._names.get(entry.index, str(entry.index)))
-            for entry in netlink.heard_neighbours(self._watch)
-            if entry.family == netlink.AF_BRIDGE and entry.mac == self._mac
-        ]
-
-    def fileno(self) -> int:
-        """A descriptor that polls as readable when something changed: read at once, for an exact time."""
-        return self._watch.fileno()
-
-    def close(self) -> None:
-        self._watch.close()
 
 
 def _sighting(captured: packet.Captured, clocks_apart_ns: int) -> Sighting:

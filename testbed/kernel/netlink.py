@@ -307,17 +307,6 @@ def watch(route: socket.socket, groups: int) -> socket.socket:
     return route
 
 
-def heard_neighbours(watching: socket.socket) -> list[NeighbourEntry]:
-    """The neighbour and forwarding entries made or changed, as told to a `watch`. Never waits."""
-    entries: list[NeighbourEntry] = []
-    while True:
-        try:
-            heard = watching.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return entries
-        entries += [_neighbour(body) for kind, body in _messages(heard) if kind == RTM_NEWNEIGH]
-
-
 def _link(body: bytes) -> Link:
     _, _, index, _, _ = _IFINFOMSG.unpack_from(body)
     attributes = dict(_attributes(body[_IFINFOMSG.size :]))

@@ -18,9 +18,10 @@ import psutil
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
+from netns.observe import ForwardingChange, ForwardingWatch
 from netns.topology import plan
 from testbed.clients.control import ClientControl
-from testbed.handover.observers import AnnouncementObserver, Relearned, RelearnObserver, Sighting
+from testbed.handover.observers import AnnouncementObserver, Sighting
 from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.host.network import guest_namespace
@@ -88,7 +89,7 @@ class Lab:
         self.agents: dict[str, Agent] = {}
         self.clients: dict[str, ClientControl] = {}
         self.sightings: list[Sighting] = []
-        self.relearned: list[Relearned] = []
+        self.relearned: list[ForwardingChange] = []
         self.owner = planned.HOSTS[0]
         self._processes: list[Process] = []
         with ExitStack() as stack:
@@ -137,7 +138,8 @@ class Lab:
         first_client = self.topology.namespace(planned.client_names(self.options)[0])
         self._announcements = AnnouncementObserver(first_client, "eth0", identity)
         stack.callback(self._announcements.close)
-        self._relearning = RelearnObserver(switch, identity.macs[0])
+        self._relearning = ForwardingWatch(switch, planned.BRIDGE)
+        self._guest_macs = {mac.hex(":") for mac in identity.macs}
         stack.callback(self._relearning.close)
 
     def boot(self, import_path: Sequence[str]) -> dict[str, Any]:
@@ -225,7 +227,8 @@ class Lab:
         sources: list[Any] = [self.recorder, self._announcements, self._relearning, *lines]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         if self._relearning in found:
-            self.relearned += self._relearning.take()
+            changes = self._relearning.read()
+            self.relearned += [one for one in changes if one.entry.mac in self._guest_macs and not one.gone]
         if self._announcements in found:
             self.sightings += self._announcements.take()
         if self.recorder in found:

@@ -127,7 +127,7 @@ def _migrate(
     lab.watch(after_s, on_event)
     stats = lab.guest_stats() if "error" not in target_answer else None
     counts = stats["counts"] if stats else {}
-    learned = [one.t_ns for one in lab.relearned[relearned_before:] if one.port == target]
+    learned = [one.at_ns for one in lab.relearned[relearned_before:] if one.entry.port == target]
     log.windows.append((ordered_ns, ended_ns))
     log.told.append(
         outcome.Told(
