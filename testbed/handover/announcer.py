@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
 from netns.namespace import Namespace
 from testbed.handover import announcement
@@ -41,13 +42,15 @@ class Announcer:
     def announce(self) -> int:
         """Send one round now; returns its time (CLOCK_MONOTONIC). 20 us for two frames on one port.
 
-        OSError when a port is gone or down: the rest of the round is not sent then.
+        A port that is gone, down or full is left out: nobody can be told anything there, and a guest that
+        could run is not to wait for it.
         """
         now_ns = time.monotonic_ns()
         for port in self._ports:
-            for frame in self._frames:
-                self._packet.sendto(frame, (port, 0))
-                self.sent += 1
+            with suppress(OSError):
+                for frame in self._frames:
+                    self._packet.sendto(frame, (port, 0))
+                    self.sent += 1
         self._first_ns = self._first_ns or now_ns
         self.rounds += 1
         return now_ns

@@ -113,14 +113,19 @@ class SynHold:
     """
 
     def __init__(self, host: Namespace, port: str, identity: Identity) -> None:
-        """Open on `port`, the host's end of the guest's veth. 25 ms: RCU."""
-        self._lane = _Lane(host, port, handshakes(identity), SMALL_SLOT_BYTES, SYN_SLOTS)
+        """Open on `port`, the host's end of the guest's veth, not catching. 25 ms: RCU."""
+        self._program = handshakes(identity)
+        self._lane = _Lane(host, port, packet.assemble([packet.reject()]), SMALL_SLOT_BYTES, SYN_SLOTS)
 
     def start(self) -> None:
-        """Forget the handshakes so far, which the guest has taken itself."""
+        """Catch from here on. The handshakes before this the guest takes itself."""
         self._lane.ring.take()
         packet.drops(self._lane.packet)
-        self._lane.ring.unusable = 0
+        packet.attach_filter(self._lane.packet, self._program)
+
+    def stop(self) -> None:
+        """Catch no more: the guest hears them itself again (rollback)."""
+        packet.attach_filter(self._lane.packet, packet.assemble([packet.reject()]))
 
     def drain(self) -> list[bytes]:
         """The handshakes since `start` or the last call, in order, each a virtio_net_hdr followed by a

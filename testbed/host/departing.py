@@ -143,10 +143,11 @@ class DepartingGuest:
         if self._cut:
             network.port.open()
             network.deliver([*network.held(), *returned])
+            network.handshakes.stop()
             network.announcer.restart()
             network.announcer.announce()
         else:
-            network.deliver_late(network.handshakes.drain())
+            network.return_handshakes()
         if self._paused:
             self._guest.process.unpause()
         self._trace.event("mark", name="running-again")

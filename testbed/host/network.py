@@ -102,6 +102,13 @@ class GuestNetwork:
         frames = self._frames.drain()
         return handshakes + (frames if self._holding else [])
 
+    def return_handshakes(self) -> None:
+        """The guest is not cut off and hears handshakes itself again: give it those held meanwhile."""
+        held = self.handshakes.drain()
+        self.handshakes.stop()
+        self._handshakes_held += len(held)
+        self._release.release(held)
+
     def deliver(self, earlier: Sequence[bytes]) -> None:
         """Release `earlier`, then what is held here, and plug the guest in. Its sockets are live by then."""
         if not self._holding:

@@ -88,6 +88,28 @@ def test_after_a_rollback_the_next_migration_is_clean(lab: Lab) -> None:
     assert lab.owner == "host-b"
 
 
+def test_a_rollback_before_the_pause_gives_the_guest_no_frame_again(lab: Lab) -> None:
+    """Nothing was held from it: what it heard before is not said to it twice."""
+
+    def cancel() -> None:
+        lab.agents["host-a"].line.send({"do": "cancel"})
+
+    lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
+    stats = lab.guest_stats()
+    assert stats is not None
+    assert stats["counts"]["frames_released"] == 0
+
+
+def test_a_client_wire_that_is_cut_does_not_end_the_agent_that_announces(lab: Lab) -> None:
+    lab.migrate(lambda event: None, DEADLINE_S, [])
+    with lab.start_program("host-b", ["ip", "link", "set", planned.UPLINK, "down"]) as down:
+        assert down.wait(DEADLINE_S) == 0
+    lab.watch(1.0, lambda event: None)
+    stats = lab.guest_stats()
+    assert stats is not None
+    assert stats["guest"]["state"] == "running"
+
+
 def test_the_migration_wire_is_cut_during_precopy(lab: Lab) -> None:
     """Nothing arrives at the target any more, and nothing says so: the deadline does."""
 

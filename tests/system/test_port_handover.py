@@ -15,7 +15,7 @@ from netns.namespace import Namespace
 from netns.observe import ForwardingWatch
 from testbed.handover.announcement import Kind, build
 from testbed.handover.announcer import Announcer
-from testbed.handover.hold import SynHold
+from testbed.handover.hold import SYN_SLOTS, SynHold
 from testbed.handover.neighbours import Neighbour, NeighbourTable, decode, encode
 from testbed.handover.observers import NEIGHBOUR_ADVERTISEMENT, AnnouncementObserver
 from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_PORT, GuestNic, GuestWiring
@@ -293,6 +293,44 @@ def test_a_handshake_that_the_guest_may_not_take_is_taken_at_the_target(
     assert bool(writable) is released
     if released:
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def test_handshakes_count_only_while_they_are_caught(hosts: tuple[stage.Host, stage.Host]) -> None:
+    """A guest takes thousands in its life: none of them was lost by a hold, and none is given to it again."""
+    a, _ = hosts
+    hold = SynHold(a.namespace, GUEST_PORT, stage.IDENTITY)
+    with a.guest.entered(), IPRoute() as route:
+        stage.know(route, GUEST_INTERFACE, stage.CLIENT_6, "02:00:00:00:00:01")
+
+    def refused(times: int) -> None:
+        for _ in range(times):
+            with (
+                Namespace.open("client") as namespace,
+                namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as one,
+                pytest.raises(ConnectionRefusedError),
+            ):
+                one.connect((str(stage.GUEST_4.ip), 7000))
+
+    refused(SYN_SLOTS + 1)
+    assert (len(hold.drain()), hold.dropped()) == (0, 0)
+    hold.start()
+    refused(2)
+    assert (len(hold.drain()), hold.dropped()) == (2, 0)
+    hold.stop()
+    refused(1)
+    assert (len(hold.drain()), hold.dropped()) == (0, 0)
+
+
+def test_an_announcement_leaves_out_a_port_that_is_down(hosts: tuple[stage.Host, stage.Host]) -> None:
+    """Whoever announces has a guest to let run, and a wire that is cut must not keep it."""
+    a, _ = hosts
+    one = announcer(a)
+    one.announce()
+    whole = one.sent
+    with a.namespace.entered(), IPRoute() as route:
+        route.link("set", index=stage.index(route, stage.UPLINK), state="down")
+    one.announce()
+    assert (one.rounds, one.sent) == (2, whole + whole // 2)
 
 
 def test_frames_for_the_mac_that_the_vm_had_reach_the_one_it_has() -> None:
