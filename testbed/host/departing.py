@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from testbed.handover import neighbours
@@ -133,24 +134,34 @@ class DepartingGuest:
         return self._guest.network.held()
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
-        self.urgency.lower()
-        network = self._guest.network
-        for borrowed, state in self._frozen.values():
-            unfreeze(borrowed, state)
+        """A step that fails does not keep the later ones from being taken; the first failure is raised at the
+        end."""
+        steps: list[Callable[[], object]] = [self.urgency.lower]
+        steps += (partial(unfreeze, borrowed, state) for borrowed, state in self._frozen.values())
         if self._handshakes is not None:
-            self._handshakes.release()
-        self._give_back_sockets()
-        if self._cut:
-            network.port.open()
-            network.deliver([*network.held(), *returned])
-            network.handshakes.stop()
-            network.announcer.restart()
-            network.announcer.announce()
-        else:
-            network.return_handshakes()
+            steps.append(self._handshakes.release)
+        steps.append(self._give_back_sockets)
+        back = partial(self._plug_again, returned) if self._cut else self._guest.network.return_handshakes
+        steps.append(back)
         if self._paused:
-            self._guest.process.unpause()
+            steps.append(self._guest.process.unpause)
+        failures: list[Exception] = []
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         self._trace.event("mark", name="running-again")
+
+    def _plug_again(self, returned: Sequence[bytes]) -> None:
+        network = self._guest.network
+        network.port.open()
+        network.deliver([*network.held(), *returned])
+        network.handshakes.stop()
+        network.announcer.restart()
+        network.announcer.announce()
 
     def give_up_ownership(self) -> None:
         self._guest.network.port.depart()

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 
 _URGENT = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+_ORDINARY = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+"""The flag stays: whom RLIMIT_RTPRIO alone allows to be urgent may set it and may not take it off."""
 
 
 class Urgency:
@@ -38,6 +40,6 @@ class Urgency:
         time."""
         while self._raised:
             try:
-                os.sched_setscheduler(self._raised.pop(), os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setscheduler(self._raised.pop(), _ORDINARY, os.sched_param(0))
             except ProcessLookupError:
                 continue

@@ -28,6 +28,9 @@ from testbed.migration.strategy import Decision, Policy, RoundStatistics, Verdic
 
 M = TypeVar("M", bound=wire.Message)
 
+LOST_PEER_DEADLINE_S = 0.5
+"""How long a peer that was silent already is waited for once more, with the guest stopped."""
+
 
 class SourceVM(Protocol):
     """What the engine asks of the host on which the guest runs. Until :meth:`delete` each step can be taken
@@ -342,16 +345,20 @@ class Source:
         returned: Sequence[bytes] = ()
         try:
             self._channel.limit_rate(None)
+            if isinstance(error, PeerLost):
+                self._channel.set_deadline(LOST_PEER_DEADLINE_S)
             if not isinstance(error, PeerRefused):
                 self._send(wire.Abort(f"{type(error).__name__}: {error}"))
-            returned = self._receive(
-                wire.Returned, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned
-            ).frames
+            # Both may give up at once: its Abort is then still to come, before the frames.
+            due_before = (wire.Abort, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned)
+            returned = self._receive(wire.Returned, *due_before).frames
         except (MigrationError, OSError) as lost:
             self._trace.event("frames-not-returned", reason=str(lost))
         finally:
-            self._vm.tracker.stop()
-            self._vm.roll_back(returned)
+            try:
+                self._vm.tracker.stop()
+            finally:
+                self._vm.roll_back(returned)
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
 
@@ -363,10 +370,11 @@ class Source:
             message = self._channel.receive()
             if isinstance(message, expected):
                 return message
+            if isinstance(message, skipped):
+                continue
             if isinstance(message, wire.Abort):
                 raise PeerRefused(message.reason)
-            if not isinstance(message, skipped):
-                raise ProtocolError(f"{type(message).__name__} where {expected.__name__} was due")
+            raise ProtocolError(f"{type(message).__name__} where {expected.__name__} was due")
 
 
 def _runs(pages: PageSet) -> Iterator[wire.Run]:

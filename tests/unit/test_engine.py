@@ -3,7 +3,8 @@ equal at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import Cancelled, CommitInDoubt, NotConverging, PeerLost, PeerRefused
-from testbed.migration.source import Plan
+from testbed.migration.source import LOST_PEER_DEADLINE_S, Plan
 from testbed.migration.strategy import Policy
 from tests.unit.fake_hosts import SECRET, FakeSource, FakeTarget, FakeTracker, Meeting, channel_pair, meet
 
@@ -162,6 +163,52 @@ def test_a_failure_at_the_target_before_the_commit_lets_the_guest_run_on(step: s
     assert isinstance(meeting.source_error, PeerRefused)
     assert step in str(meeting.source_error)
     assert source.released == [b"held", b"caught"]
+
+
+def test_frames_come_back_where_both_sides_give_up_at_once() -> None:
+    """The target's Abort is then the first that the source hears of it, not the last."""
+    discarded = threading.Event()
+
+    class GivesUpLate(FakeSource):
+        def devices(self) -> Iterator[wire.Device]:
+            yield wire.Device("flux-capacitor", 1, b"")
+            assert discarded.wait(10)
+            raise OSError("a socket cannot be read")
+
+    class SaysWhen(FakeTarget):
+        def discard(self) -> list[bytes]:
+            discarded.set()
+            return super().discard()
+
+    quiet = guest()
+    source, target = GivesUpLate(quiet.ram, quiet.tracker), SaysWhen(caught=[b"caught"])
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert "cannot be read" in str(meeting.source_error)
+    assert source.released == [b"caught"]
+
+
+def test_a_tracker_that_fails_to_stop_does_not_keep_the_guest_paused() -> None:
+    source, target = guest(), FakeTarget()
+    source.fail_at = "silence"
+
+    def stop() -> None:
+        raise OSError("no such process")
+
+    source.tracker.stop = stop  # type: ignore[method-assign]
+    meeting = meet(source, target)
+    assert isinstance(meeting.source_error, OSError)
+    assert source.state == "running"
+
+
+def test_a_peer_that_was_silent_is_not_waited_for_as_long_again() -> None:
+    """The guest stands still meanwhile."""
+    source, target = guest(), FakeTarget()
+    channels = channel_pair()
+    channels[0].tap = lambda data: None if source.state == "paused" else data
+    meeting = meet(source, target, channels=channels)
+    assert isinstance(meeting.source_error, PeerLost)
+    assert channels[0].deadlines[-1] == LOST_PEER_DEADLINE_S
 
 
 def test_a_device_that_nobody_takes_ends_the_migration() -> None:
