@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import socket
 import time
@@ -242,6 +243,8 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
     """Entry of the agent's process: `fds` is the control socket. See :class:`Agent`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     site = Site(argument["name"], Namespace.open(argument["name"]), argument["bridge"], argument["uplink"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import termios
@@ -180,6 +181,18 @@ def test_a_folder_that_must_not_be_written(folder: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(disk)], check=True)
     assert_one_line(run(folder, "demo", "--runs", str(disk)), CANNOT, str(disk), "Read-only")
+
+
+def test_more_connections_than_the_descriptors_that_a_shell_gives(folder: Path, possible: None) -> None:
+    """Debian's soft limit is 1024, and the target makes its sockets in advance; the hard limit counts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    require("4096 descriptors", hard >= 4096)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        ended = run(folder, "migrate", *SMALL, "--connections", "600", "--interval", "100ms")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ended.status == PASSED, ended.err
 
 
 def test_a_tracker_that_the_kernel_lacks(folder: Path, possible: None) -> None:
