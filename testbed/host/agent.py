@@ -1,15 +1,14 @@
 """The agent of a host: one process that obeys commands, and migrates guests out and in.
 
-Commands (see :mod:`.control` for the framing):
+Commands (see :mod:`.control` for the framing), their arguments and answers::
 
-    boot     {"guest": description, "import_path": [...]}      -> {"tracker", "passed_over": [...]}
-    receive  {"secret": hex, "port"}                           -> started {"listening": true}, then
-    {"resumed_ns", ...} migrate  {"secret": hex, "address", "port", "plan": {...}} -> started {}, then
-    {"rounds": [...], ...} cancel   {}                                                while a migration is
-    under way: it ends before its commit stats    {}                                                -> the
-    guest's own figures, or null release  {}                                                -> {"counts":
-    {...}}: the guest is removed stop     {}                                                -> {}, and the
-    agent ends
+    boot      guest: description, import_path        {"tracker", "passed_over": [...]}
+    receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
+    migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
+    cancel    while a migration is under way         none: the migration ends before its commit, or is over
+    stats                                            the guest's own figures, or null
+    release                                          {"counts": {...}}; the guest is removed
+    stop                                             {}, and the agent ends
 
 Nothing else runs in this process, so nothing is in the way of a migration. While the agent waits for commands
 it sends what is left of the announcement schedule and delivers what slipped into the hold.
@@ -66,7 +65,6 @@ class Agent:
             "boot": self._boot,
             "receive": self._receive,
             "migrate": self._migrate,
-            "cancel": lambda _: {"cancelled": False},
             "stats": self._stats,
             "release": self._release,
         }
@@ -87,6 +85,8 @@ class Agent:
             self._trace.close()
 
     def _obey(self, message: dict[str, Any]) -> None:
+        if message["do"] == "cancel":
+            return  # too late: the migration's own answer has said so
         command = self._commands.get(message["do"])
         try:
             if command is None:

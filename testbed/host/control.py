@@ -2,7 +2,7 @@
 
 A request has ``do`` and whatever that command needs. Its answers are ``{"ok": ...}`` or ``{"error": text,
 "kind": name}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is under
-way, ``cancel`` excepted.
+way, ``cancel`` excepted, which has no answer of its own.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ PARTS = {
 class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
     ns), what both agents answered, and the events in between. `sightings` and `relearned_ns` are what clients
-    and switch saw.
+    and switch saw. `guest_runs` says whether it did so afterwards, on either host.
     """
 
     source: str
@@ -43,6 +43,7 @@ class Told:
     sightings: int
     relearned_ns: int | None
     announcements_sent: int
+    guest_runs: bool = True
 
 
 def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
@@ -85,6 +86,8 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
 
 
 def _outcome(told: Told) -> model.Outcome:
+    if not told.guest_runs:
+        return "failed"
     if "error" not in told.source_answer and "error" not in told.target_answer:
         return "completed"
     if any(event["event"] == "rolled-back" for event in told.events):
@@ -94,7 +97,10 @@ def _outcome(told: Told) -> model.Outcome:
 
 def _reason(told: Told) -> str | None:
     answers = {told.source: told.source_answer, told.target: told.target_answer}
-    return "; ".join(f"{host}: {one['error']}" for host, one in answers.items() if "error" in one) or None
+    reasons = [f"{host}: {one['error']}" for host, one in answers.items() if "error" in one]
+    if not told.guest_runs:
+        reasons.append("the guest does not run any more")
+    return "; ".join(reasons) or None
 
 
 def blackout_parts(marks: Mapping[str, int]) -> dict[str, float]:

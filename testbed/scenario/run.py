@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from testbed.host.control import CommandFailed, ControlError
 from testbed.measure.result import Guest, Migration, Outcome, Result
 from testbed.scenario import outcome
 from testbed.scenario.checks import judge
@@ -90,7 +91,7 @@ def run(
         used_after = lab.usage()
         witness.say("clients finish what they asked")
         summaries = lab.stop_clients(log.windows)
-        stats = lab.guest_stats() if _guest_lives(log) else None
+        stats = _guest_stats(lab)
         lab.watch(0.01, witness.event)
         events = lab.recorder.events
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
@@ -107,8 +108,13 @@ def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
     return {one.name: {"private_bytes": one.private_bytes, "descriptors": one.descriptors} for one in usage}
 
 
-def _guest_lives(log: _Log) -> bool:
-    return "in_doubt" not in log.told[-1].source_answer or not log.told[-1].source_answer["in_doubt"]
+def _guest_stats(lab: Lab) -> dict[str, Any] | None:
+    """What the guest says of itself; None where it does not run any more, or its agent is gone."""
+    try:
+        stats = lab.guest_stats()
+    except (CommandFailed, ControlError):
+        return None
+    return stats if stats is not None and stats["guest"]["state"] == "running" else None
 
 
 def _migrate(
@@ -125,8 +131,8 @@ def _migrate(
     source_answer, target_answer = lab.migrate(on_event, MIGRATION_DEADLINE_S, import_path)
     ended_ns = time.monotonic_ns()
     lab.watch(after_s, on_event)
-    stats = lab.guest_stats() if "error" not in target_answer else None
-    counts = stats["counts"] if stats else {}
+    stats = _guest_stats(lab)
+    counts = stats["counts"] if stats and "error" not in target_answer else {}
     learned = [one.at_ns for one in lab.relearned[relearned_before:] if one.entry.port == target]
     log.windows.append((ordered_ns, ended_ns))
     log.told.append(
@@ -141,6 +147,7 @@ def _migrate(
             sightings=len(lab.sightings) - sightings_before,
             relearned_ns=learned[0] if learned else None,
             announcements_sent=counts.get("announcements_sent", 0),
+            guest_runs=stats is not None,
         )
     )
 

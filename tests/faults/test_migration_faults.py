@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from testbed.cli import CHECK_FAILED, status_of
 from testbed.host.control import CommandFailed
+from testbed.host.network import guest_namespace
 from testbed.migration import wire
 from testbed.scenario import plan as planned
+from testbed.scenario import run as run_module
 from testbed.scenario.lab import Lab
-from tests.system.labs import PRELOAD, SMALL
+from tests.system.labs import PRELOAD, SMALL, Witness
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
 DEADLINE_S = 60
+NAMED = Path("/run/netns")
 SLOW = replace(SMALL, max_bandwidth_bits_per_s=300_000_000)
 """Pre-copy takes a second: long enough for something to happen in it."""
 
@@ -108,6 +116,60 @@ def test_a_client_wire_that_is_cut_does_not_end_the_agent_that_announces(lab: La
     stats = lab.guest_stats()
     assert stats is not None
     assert stats["guest"]["state"] == "running"
+
+
+def test_a_cancel_that_comes_too_late_is_not_answered(lab: Lab) -> None:
+    """The next question has its own answer."""
+    source_answer, _ = lab.migrate(lambda event: None, DEADLINE_S, [])
+    line = lab.agents["host-a"].line
+    line.send({"do": "cancel"})
+    assert "error" not in source_answer
+    assert line.ask({"do": "stats"}, DEADLINE_S) is None
+
+
+def processes_of_guest(host: str) -> list[int]:
+    """Those in the guest's network namespace."""
+    namespace = (NAMED / guest_namespace(host)).stat().st_ino
+    found = []
+    for process in psutil.pids():
+        with suppress(OSError):
+            if Path(f"/proc/{process}/ns/net").stat().st_ino == namespace:
+                found.append(process)
+    return found
+
+
+def kill_guest(lab: Lab) -> None:
+    for process in processes_of_guest(lab.owner):
+        os.kill(process, signal.SIGKILL)
+
+
+def kill_source(lab: Lab) -> None:
+    lab.agents[lab.owner].process.kill()
+
+
+@pytest.mark.parametrize("act", [kill_guest, kill_source])
+def test_a_guest_that_dies_during_precopy_has_failed_and_was_not_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Lab], None]
+) -> None:
+    """And the run leaves its result all the same."""
+    labs: list[Lab] = []
+
+    class Known(Lab):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            labs.append(self)
+            super().__init__(*arguments, **options)
+
+    class Kills(Witness):
+        def event(self, event: dict[str, Any]) -> None:
+            if event["event"] == "round" and event["number"] == 1:
+                act(labs[0])
+
+    monkeypatch.setattr(run_module, "Lab", Known)
+    result = run_module.run(SLOW, "test", tmp_path, Kills())
+    assert result.outcome == "failed"
+    assert "does not run any more" in str(result.migrations[0].reason)
+    assert status_of(result) == CHECK_FAILED
+    assert (tmp_path / "result.json").exists()
 
 
 def test_the_migration_wire_is_cut_during_precopy(lab: Lab) -> None:
