@@ -40,6 +40,7 @@ class DepartingGuest:
         self._paused = False
         self._cut = False
         self._silenced_ns = 0
+        self._heard_ns: list[int] = []
         self._registers: dict[str, Any] = {}
         self._connections: list[tuple[int, int]] = []
         self.urgency = Urgency()
@@ -55,6 +56,7 @@ class DepartingGuest:
     def foresee_devices(self) -> Mapping[str, Any]:
         """Listeners and neighbours change seldom and need not wait for the pause; of the rest, how much there
         will be."""
+        self._guest.network.egress.start()
         rehearse(self._guest.network.namespace)
         stats = self._guest.process.ask({"do": "stats"})
         listeners = [(slot, self._freeze_listener(fd)) for slot, fd in enumerate(stats["listeners"])]
@@ -71,12 +73,14 @@ class DepartingGuest:
         self.urgency.raise_for([0])
         stats = self._guest.process.ask({"do": "stats"})
         self._listening = [self._guest.process.borrow(fd) for fd in stats["listeners"]]
-        network.egress.start()
         network.handshakes.start()
         self._handshakes = HandshakeHold(self._listening)
         self._handshakes.hold()
         with network.namespace.entered(), HalfOpen() as half_open:
             left = half_open.wait_for_none(HANDSHAKE_DEADLINE_S)
+        # Afresh, for the watch has room for its first 4096 frames only, and that may have taken a second.
+        self._heard_ns = network.egress.times_ns()
+        network.egress.start()
         self._trace.event("handshakes-held", half_open=left)
 
     def pause(self) -> None:
@@ -169,7 +173,7 @@ class DepartingGuest:
 
     def delete(self) -> None:
         """Take the last figures of this host's part of the network, then remove all of the guest."""
-        heard_ns = self._guest.network.egress.times_ns()
+        heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
         self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
         self.counts = self._guest.network.counts
         self._give_back_sockets()

@@ -202,3 +202,12 @@ def test_a_guest_that_does_not_converge_stays_where_it_is_if_asked(tmp_path: Pat
     assert len(result.rounds) == 2
     assert result.clients.broken == 0
     assert [check.name for check in result.checks if not check.passed] == ["migrated"]
+
+
+def test_the_silence_on_the_wire_is_known_of_a_guest_that_is_seldom_asked(tmp_path: Path) -> None:
+    """Its last word at the source may have been some milliseconds before the pause."""
+    result = migrate(
+        tmp_path, migrations=4, connections=2, interval_ns=5_000_000, stream_rate_per_s=0, churn_per_s=0
+    )
+    assert_unbroken(result)
+    assert None not in [one.network_gap_ms for one in result.migrations]
