@@ -7,10 +7,12 @@ set only where it differs.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+from pathlib import Path
 
 from testbed.kernel import tcp_repair as kernel
 from testbed.tcp.state import INET, SocketOptions
@@ -18,6 +20,7 @@ from testbed.tcp.state import INET, SocketOptions
 _SOCKET = socket.SOL_SOCKET
 _TCP = kernel.SOL_TCP
 _LINGER = struct.Struct("=ii")
+_TCP_WMEM = Path("/proc/sys/net/ipv4/tcp_wmem")
 
 _FIRST = (
     (_SOCKET, socket.SO_REUSEADDR),
@@ -106,16 +109,40 @@ def make_room_to_receive(sock: socket.socket, size_bytes: int) -> None:
         sock.setsockopt(_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
+class NoRoom(OSError):
+    """A send buffer cannot be made as large as it must be: `size_bytes`."""
+
+    def __init__(self, reached_bytes: int, size_bytes: int) -> None:
+        text = f"send buffer of {reached_bytes} bytes, {size_bytes} are needed: raise net.core.wmem_max"
+        super().__init__(errno.ENOBUFS, text)
+        self.size_bytes = size_bytes
+
+
 def make_room_to_send(sock: socket.socket, size_bytes: int, locks: int) -> None:
-    """Let the send buffer be at least `size_bytes`; OSError ENOBUFS where net.core.wmem_max forbids it."""
+    """Let the send buffer be at least `size_bytes`; NoRoom where net.core.wmem_max forbids it."""
     size_bytes += size_bytes & 1
     reached = sock.getsockopt(_SOCKET, socket.SO_SNDBUF)
     if reached < size_bytes:
         reached = set_buffer(sock, socket.SO_SNDBUF, size_bytes)
         set_buffer_locks(sock, locks)
     if reached < size_bytes:
-        text = f"send buffer of {reached} bytes, {size_bytes} are needed: raise net.core.wmem_max"
-        raise OSError(105, text)
+        raise NoRoom(reached, size_bytes)
+
+
+def open_with_room(family: int, size_bytes: int) -> socket.socket:
+    """A socket in repair mode with a send buffer of `size_bytes`, made in this thread's network namespace.
+
+    A send buffer that the kernel tuned may be larger than net.core.wmem_max, past which only the real root
+    may set one. But new sockets begin with the default in the namespace's own net.ipv4.tcp_wmem, which
+    belongs to whoever owns the namespace; it is raised for this one. OSError where it may not be.
+    """
+    before = _TCP_WMEM.read_text()
+    least, _, most = before.split()
+    _TCP_WMEM.write_text(f"{least} {size_bytes} {most}")
+    try:
+        return kernel.open_repaired(family)
+    finally:
+        _TCP_WMEM.write_text(before)
 
 
 def set_buffer(sock: socket.socket, which: int, size_bytes: int) -> int:

@@ -30,10 +30,12 @@ from testbed.kernel import tcp_repair as kernel
 from testbed.tcp import segments
 from testbed.tcp.injector import Injector
 from testbed.tcp.options import (
+    NoRoom,
     apply_options,
     apply_reuse,
     make_room_to_receive,
     make_room_to_send,
+    open_with_room,
     set_buffer,
     set_buffer_locks,
 )
@@ -75,7 +77,8 @@ def thaw(
     """A socket in the connection's state, in repair mode: it sends nothing until :func:`release`.
 
     `prepared` is one of :func:`prepare`, of the state's family, and is used up; `injector` is needed for
-    half-closed and closed connections. Each that is missing is made here, in this thread's namespace.
+    half-closed and closed connections. What is missing is made here, in this thread's namespace, and so is a
+    socket for a connection with more to send than an ordinary user's may hold.
     ThawError names the connection and what the kernel said.
     """
     if injector is None and state.state != ESTABLISHED:
@@ -83,10 +86,11 @@ def thaw(
             return thaw(state, prepared, own)
     sock = prepared or kernel.open_repaired(state.family)
     try:
-        if state.state == CLOSE:
-            assert injector is not None
-            _rebuild_closed(sock, state, injector)
-        else:
+        try:
+            _rebuild(sock, state, injector)
+        except NoRoom as full:
+            sock.close()
+            sock = open_with_room(state.family, full.size_bytes)
             _rebuild(sock, state, injector)
     except OSError as error:
         sock.close()
@@ -161,6 +165,15 @@ def thaw_listener(state: ListenerState) -> socket.socket:
 
 
 def _rebuild(sock: socket.socket, state: ConnectionState, injector: Injector | None) -> None:
+    """Nothing has been sent, in nobody's name, where this raises NoRoom."""
+    if state.state == CLOSE:
+        assert injector is not None
+        _rebuild_closed(sock, state, injector)
+    else:
+        _rebuild_open(sock, state, injector)
+
+
+def _rebuild_open(sock: socket.socket, state: ConnectionState, injector: Injector | None) -> None:
     family = state.family
     scaled = state.handshake_options & kernel.TCPI_OPT_WSCALE
     if not scaled:

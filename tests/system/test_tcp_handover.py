@@ -13,6 +13,7 @@ from netns.namespace import Namespace
 from testbed.kernel import tcp_repair as kernel
 from testbed.kernel.tcp_repair import TcpState
 from testbed.measure.pattern import pattern
+from testbed.tcp import options
 from testbed.tcp.freeze import freeze, unchanged, unfreeze
 from tests.system.tcp_moves import arrived, connect, quiet, readable, tcp_state, wait_until
 from tests.system.tcp_stage import CLIENT_4, CLIENT_6, GUEST_4, GUEST_6, Stage, stage, sysctl
@@ -98,6 +99,29 @@ def test_a_client_that_does_not_read(lab, address):
     pair.drain()
     pair.talk()
     pair.end()
+
+
+@BOTH
+def test_more_to_send_than_an_ordinary_user_may_have_a_buffer_for(lab, address, monkeypatch):
+    """Tuned by the kernel past net.core.wmem_max, where only the real root may follow."""
+    monkeypatch.setattr(
+        options, "set_buffer", lambda sock, which, _: sock.getsockopt(socket.SOL_SOCKET, which)
+    )
+    pair = connect(lab, address)
+    pair.server_fills()
+    queued = len(pair.freeze().unsent)
+    before = default_buffers(lab)
+    assert queued > int(before.split()[1]), "a new socket would have had room: this was no test"
+    pair.move()
+    assert default_buffers(lab) == before
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+def default_buffers(lab: Stage) -> str:
+    with lab.target.entered():
+        return Path("/proc/sys/net/ipv4/tcp_wmem").read_text()
 
 
 @BOTH
