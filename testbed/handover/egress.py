@@ -48,14 +48,18 @@ class EgressWatch:
         )
 
     def times_ns(self) -> list[int]:
-        """Times (CLOCK_MONOTONIC) of the frames since the last call, oldest first; ends the watch.
+        """Times (CLOCK_MONOTONIC) of the frames since the last call, oldest first; makes room for as many
+        again.
 
         The kernel stamps frames with CLOCK_REALTIME; the distance of the two clocks is taken now, so a step
         of the former in between would show.
         """
-        packet.attach_filter(self._packet, assemble([reject()]))
         apart_ns = time.monotonic_ns() - time.time_ns()
         return [t_ns + apart_ns for t_ns in self._ring.times()]
+
+    def stop(self) -> None:
+        """Watch no longer; what was seen is kept for :meth:`times_ns`."""
+        packet.attach_filter(self._packet, assemble([reject()]))
 
     def close(self) -> None:
         self._ring.close()

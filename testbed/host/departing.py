@@ -79,8 +79,7 @@ class DepartingGuest:
         with network.namespace.entered(), HalfOpen() as half_open:
             left = half_open.wait_for_none(HANDSHAKE_DEADLINE_S)
         # Afresh, for the watch has room for its first 4096 frames only, and that may have taken a second.
-        self._heard_ns = network.egress.times_ns()
-        network.egress.start()
+        self._heard_ns = network.egress.times_ns()[-1:]
         self._trace.event("handshakes-held", half_open=left)
 
     def pause(self) -> None:
@@ -133,6 +132,7 @@ class DepartingGuest:
     def silence(self) -> None:
         self._guest.network.port.silence()
         self._silenced_ns = self._trace.event("mark", name="silenced")
+        self._guest.network.egress.stop()
 
     def held_frames(self) -> list[bytes]:
         return self._guest.network.held()
