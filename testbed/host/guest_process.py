@@ -42,6 +42,7 @@ class GuestProcess:
         self._flag = mmap.mmap(flag_fd, mmap.PAGESIZE)
         self._control = Control(ours)
         self._attached = False
+        self._late_answers = 0
         self.userfaultfd: int | None = None
         fds = [theirs.fileno(), ram.fd, flag_fd]
         try:
@@ -74,7 +75,7 @@ class GuestProcess:
         """
         self._attached = False
         self._flag[0] = 1
-        answer = self.ask({"do": "pause"})
+        answer = self.ask({"do": "pause"}, ANSWER_DEADLINE_S)
         sockets, last = answer["sockets"], answer["last"]
         while not last:
             more = self._receive(ANSWER_DEADLINE_S)[0]
@@ -120,17 +121,28 @@ class GuestProcess:
             raise GuestError(f"the guest cannot be told: {error}{self._last_words()}") from error
 
     def _receive(self, deadline_s: float) -> tuple[dict[str, Any], list[int]]:
-        if not select.select([self._control], [], [], deadline_s)[0]:
+        """The answer to the last order; late ones, to orders that were given up, are passed over."""
+        end = time.monotonic() + deadline_s
+        while self._late_answers:
+            message, fds = self._next(end, deadline_s)
+            self._late_answers -= bool(message.get("last", True))
+            for fd in fds:
+                os.close(fd)
+        message, fds = self._next(end, deadline_s)
+        if "error" in message:
+            raise GuestError(str(message["error"]))
+        return message, fds
+
+    def _next(self, end: float, deadline_s: float) -> tuple[dict[str, Any], list[int]]:
+        if not select.select([self._control], [], [], max(end - time.monotonic(), 0))[0]:
+            self._late_answers += 1
             raise GuestError(f"the guest did not answer within {deadline_s:g} s")
         try:
             received = self._control.receive()
         except (ControlClosed, ControlError, OSError) as error:
             raise GuestError(f"the guest's process ended{self._last_words()}") from error
         assert received is not None
-        message, fds = received
-        if "error" in message:
-            raise GuestError(str(message["error"]))
-        return message, fds
+        return received
 
     def _last_words(self) -> str:
         """What the process wrote last, once it has ended or a second is over."""
