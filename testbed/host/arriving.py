@@ -149,16 +149,19 @@ class ArrivingGuest:
         self._close_sockets()
         return self.guest
 
-    def discard(self) -> list[bytes]:
+    def give_back(self) -> list[bytes]:
         self.urgency.lower()
-        frames = self._guest.network.held() if self._guest is not None and self._cut else []
+        if self._guest is None or not self._cut:
+            return []
+        frames = self._guest.network.held()
+        self._guest.network.port.depart()
+        return frames
+
+    def discard(self) -> None:
         self._close_sockets()
         if self._guest is not None:
-            if self._cut:
-                self._guest.network.port.depart()
             self._guest.close()
             self._guest = None
-        return frames
 
     def _close_sockets(self) -> None:
         self._stack.close()

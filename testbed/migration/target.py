@@ -65,9 +65,13 @@ class TargetVM(Protocol):
         """Deliver frames that reached the source after it had sent its state."""
         ...
 
-    def discard(self) -> list[bytes]:
-        """Remove whatever of the above was made; returns the frames that were held. May be called after any
-        step."""
+    def give_back(self) -> list[bytes]:
+        """The guest stays at the source, which waits for this: returns the frames that were held. May be
+        called after any step."""
+        ...
+
+    def discard(self) -> None:
+        """Then, without haste: remove whatever of the above was made."""
         ...
 
 
@@ -219,16 +223,24 @@ class Target:
             self._trace.event("late-frames-lost", reason=str(error))
 
     def _unwind(self, error: BaseException) -> None:
-        """The one place where failure is undone: discard the copy, give the frames back, say why."""
-        frames = self._vm.discard()
-        self._trace.event("discarded", reason=str(error))
+        """The one place where failure is undone: give the frames back and say why, then discard the copy.
+
+        In this order because the guest stands still at the source until it has the frames.
+        """
         try:
+            frames = self._vm.give_back()
             if isinstance(error, PeerRefused):
                 self._channel.send(wire.Returned(tuple(frames)))
             elif not isinstance(error, PeerLost):
                 self._channel.send(
                     wire.Abort(f"{type(error).__name__}: {error}"), wire.Returned(tuple(frames))
                 )
+        except (MigrationError, OSError) as lost:
+            self._trace.event("peer-not-told", reason=str(lost))
+        finally:
+            self._vm.discard()
+        self._trace.event("discarded", reason=str(error))
+        try:
             self._channel.drain()
         except (MigrationError, OSError) as lost:
             self._trace.event("peer-not-told", reason=str(lost))

@@ -235,9 +235,11 @@ class FakeTarget:
     def inject(self, frames: Sequence[bytes]) -> None:
         self.released += frames
 
-    def discard(self) -> list[bytes]:
-        self.state = "discarded"
+    def give_back(self) -> list[bytes]:
         return self.caught
+
+    def discard(self) -> None:
+        self.state = "discarded"
 
 
 @dataclass

@@ -167,18 +167,18 @@ def test_a_failure_at_the_target_before_the_commit_lets_the_guest_run_on(step: s
 
 def test_frames_come_back_where_both_sides_give_up_at_once() -> None:
     """The target's Abort is then the first that the source hears of it, not the last."""
-    discarded = threading.Event()
+    gave_up = threading.Event()
 
     class GivesUpLate(FakeSource):
         def devices(self) -> Iterator[wire.Device]:
             yield wire.Device("flux-capacitor", 1, b"")
-            assert discarded.wait(10)
+            assert gave_up.wait(10)
             raise OSError("a socket cannot be read")
 
     class SaysWhen(FakeTarget):
-        def discard(self) -> list[bytes]:
-            discarded.set()
-            return super().discard()
+        def give_back(self) -> list[bytes]:
+            gave_up.set()
+            return super().give_back()
 
     quiet = guest()
     source, target = GivesUpLate(quiet.ram, quiet.tracker), SaysWhen(caught=[b"caught"])
@@ -186,6 +186,27 @@ def test_frames_come_back_where_both_sides_give_up_at_once() -> None:
     assert_rolled_back(source, target, meeting)
     assert "cannot be read" in str(meeting.source_error)
     assert source.released == [b"caught"]
+
+
+def test_the_source_does_not_wait_until_the_targets_copy_is_gone() -> None:
+    """That takes a sixth of a second, for which the guest would stand still."""
+    runs_on = threading.Event()
+
+    class RunsOn(FakeSource):
+        def roll_back(self, returned: Sequence[bytes]) -> None:
+            super().roll_back(returned)
+            runs_on.set()
+
+    class TakesItsTime(FakeTarget):
+        def discard(self) -> None:
+            assert runs_on.wait(5), "the guest waits"
+            super().discard()
+
+    quiet = guest()
+    source, target = RunsOn(quiet.ram, quiet.tracker, [REGISTERS]), TakesItsTime(fail_at="ready")
+    meeting = meet(source, target)
+    assert_rolled_back(source, target, meeting)
+    assert "ready failed" in str(meeting.target_error)
 
 
 def test_a_tracker_that_fails_to_stop_does_not_keep_the_guest_paused() -> None:
