@@ -123,17 +123,30 @@ class ArrivingGuest:
         network = self.guest.network
         self._open_ns = self._trace.event("mark", name="opened")
         network.port.open()
-        for one, state in self._connections.values():
-            release(one, state, probe=False)
+        for slot, (one, state) in self._connections.items():
+            try:
+                release(one, state, probe=False)
+            except OSError as error:
+                # The guest is here for good: one connection may be lost now, not the guest. Its client will
+                # tell.
+                self._trace.event("connection-lost", slot=slot, reason=str(error))
         self._trace.event("mark", name="sockets-released")
         network.deliver(frames)
         self._trace.event("mark", name="frames-released", frames=len(frames))
         resumed_ns = int(self.guest.process.unpause()["running"])
         self._trace.event("mark", name="resumed", t_ns=resumed_ns)
         self.urgency.lower()
-        if self._injector is not None:
-            acknowledge([state for _, state in self._connections.values()], self._injector)
+        self._acknowledge()
         return resumed_ns
+
+    def _acknowledge(self) -> None:
+        """Give the acknowledgements that the source owed. Where one cannot be given its client sends
+        again."""
+        assert self._injector is not None
+        try:
+            acknowledge([state for _, state in self._connections.values()], self._injector)
+        except OSError as error:
+            self._trace.event("not-acknowledged", reason=str(error))
 
     def inject(self, frames: Sequence[bytes]) -> None:
         self.guest.network.deliver_late(frames)

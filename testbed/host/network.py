@@ -71,8 +71,8 @@ class GuestNetwork:
             stack.callback(self.egress.close)
             self._release = FrameRelease(site.namespace, GUEST_PORT)
             stack.callback(self._release.close)
-            rewrite = (others[0], mac) if others else None
-            self._delivery = Delivery(self.port, self._frames, self._release, rewrite=rewrite)
+            self._rewrite = (others[0], mac) if others else None
+            self._delivery = Delivery(self.port, self._frames, self._release, rewrite=self._rewrite)
             frames = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
             silent = {GUEST_PORT, HOLD_PORT}
             self.announcer = Announcer(site.namespace, site.bridge, frames, silent=silent)
@@ -83,13 +83,19 @@ class GuestNetwork:
 
     def cut(self) -> None:
         """The guest hears and says nothing; what comes for it is held from this instant on."""
-        self._frames.start()
+        self._begin()
         self.port.cut()
 
     def divert(self) -> None:
         """What comes for the guest is held from this instant on; it can still be heard itself."""
-        self._frames.start()
+        self._begin()
         self.port.divert()
+
+    def _begin(self) -> None:
+        """The counts are of one migration."""
+        self._frames.start()
+        self._release.released = self._release.dropped = 0
+        self._handshakes_held = 0
 
     def held(self) -> list[bytes]:
         """Frames held since the last call, handshakes first, which came before the cut.
@@ -111,13 +117,23 @@ class GuestNetwork:
 
     def deliver(self, earlier: Sequence[bytes]) -> None:
         """Release `earlier`, then what is held here, and plug the guest in. Its sockets are live by then."""
-        if not self._holding:
-            self._frames.drain()
-        self._delivery.deliver(earlier)
+        if self._holding:
+            self._delivery.deliver(earlier)
+        else:
+            self._release_only(earlier)
+            self.port.plug()
 
     def deliver_late(self, frames: Sequence[bytes] = ()) -> None:
         """Release frames that came to the other host after all, and what slipped into the hold here."""
-        self._delivery.late(frames)
+        if self._holding:
+            self._delivery.late(frames)
+        else:
+            self._release_only(frames)
+
+    def _release_only(self, frames: Sequence[bytes]) -> None:
+        """Holding is off: what is held here is lost."""
+        self._release.release(frames, rewrite=self._rewrite)
+        self._frames.drain()
 
     def late_descriptors(self) -> tuple[int, ...]:
         """Descriptors that poll as readable when :meth:`deliver_late` has something to deliver."""

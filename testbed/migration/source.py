@@ -153,6 +153,7 @@ class Source:
         self._undigested = PageSet.empty()
         self._final_pages = 0
         self._sent_bytes = 0
+        self._frames: list[bytes] = []
 
     def run(self) -> SourceOutcome:
         """The whole migration, in order."""
@@ -304,13 +305,13 @@ class Source:
         ready = self._receive(wire.Ready)
         if ready.root != root:
             raise NotVerified("the target's RAM is not the source's")
+        # The switch has relearned by now, so what is held here is all but complete; it goes along with the
+        # commit. Taken here, where it can still be given back.
+        self._frames = self._vm.held_frames()
 
     def _commit(self) -> None:
-        # The switch has relearned by now, so what is held here is all but complete; it goes along with the
-        # commit.
-        frames = wire.frame_messages(self._vm.held_frames())
         try:
-            self._send(*frames, wire.Commit())
+            self._send(*wire.frame_messages(self._frames), wire.Commit())
         except PeerLost as error:
             raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
         self._trace.event("mark", name="committed")
@@ -358,7 +359,7 @@ class Source:
             try:
                 self._vm.tracker.stop()
             finally:
-                self._vm.roll_back(returned)
+                self._vm.roll_back([*self._frames, *returned])
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
 

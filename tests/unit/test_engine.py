@@ -143,7 +143,7 @@ def test_one_flipped_bit_in_page_data_is_found(bit: int) -> None:
     assert source.released == [b"caught"]
 
 
-@pytest.mark.parametrize("step", ["hold_handshakes", "pause", "devices", "silence"])
+@pytest.mark.parametrize("step", ["hold_handshakes", "pause", "devices", "silence", "held_frames"])
 def test_a_failure_at_the_source_before_the_commit_lets_the_guest_run_on(step: str) -> None:
     source, target = guest(), FakeTarget()
     source.fail_at = step
