@@ -134,7 +134,7 @@ def test_curl_keeps_one_connection_through_a_migration(lab_of: Any) -> None:
 def test_a_program_that_is_not_there_is_named(lab_of: Any) -> None:
     lab = lab_of("echo")
     with pytest.raises(FileNotFoundError, match="no-such-program"):
-        lab.start_program("client1", ["no-such-program"])
+        lab.start_program("client1", ["/no-such-program"])
 
 
 def test_wrk_sees_no_socket_error_through_a_migration(lab_of: Any) -> None:
