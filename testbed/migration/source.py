@@ -233,7 +233,7 @@ class Source:
         blackout digests the last round only.
         """
         self._digest()
-        self._pending |= self._vm.tracker.collect()
+        self._pending |= self._collect()
         self._rounds.append(self._round(len(self._rounds) + 1))
         self._trace_round(self._rounds[-1])
         self._digest()
@@ -241,6 +241,26 @@ class Source:
     def _digest(self) -> None:
         self._digests.update(self._vm.ram, self._undigested)
         self._undigested = PageSet.empty()
+
+    def _collect(self) -> PageSet:
+        """The pages that the target has to be sent again.
+
+        A tracker that is not exact may miss a page that was changed, sent, and changed back. So what was sent
+        is digested too, from a copy, and all of RAM is held against it: that costs a pass over RAM, which
+        such a tracker costs anyway.
+        """
+        if self._vm.tracker.exact:
+            return self._vm.tracker.collect()
+        now = PageDigests(self._vm.ram.pages)
+        now.update(self._vm.ram, self._vm.ram.touched())
+        return now.differing(self._digests)
+
+    def _copy(self, pages: PageSet) -> Region:
+        """RAM of no guest, with `pages` as they are now."""
+        copy = Region.create(self._vm.ram.size)
+        for start, count in pages.runs:
+            copy.array[start : start + count] = self._vm.ram.array[start : start + count]
+        return copy
 
     def _trace_round(self, statistics: RoundStatistics, verdict: Verdict | None = None) -> None:
         fields: dict[str, Any] = asdict(statistics)
@@ -260,7 +280,7 @@ class Source:
                 f"the target took {done.pages} pages of round {done.number}, not {len(pages)} of {number}"
             )
         duration_ns = self._clock() - begin_ns
-        self._pending = self._vm.tracker.collect()
+        self._pending = self._collect()
         return RoundStatistics(number, len(pages), zeros, sent, duration_ns, len(self._pending))
 
     def _send_pages(self, number: int, pages: PageSet) -> tuple[int, int]:
@@ -268,11 +288,17 @@ class Source:
         ram = self._vm.ram
         zeros = ram.zero(pages)
         sent = self._channel.send(wire.RoundBegin(number, len(pages)), *wire.zero_messages(_runs(zeros)))
-        for message in wire.page_messages(_runs(pages - zeros)):
+        data = pages - zeros
+        if not self._vm.tracker.exact:
+            ram = self._copy(data)
+            self._digests.update(ram, data)
+            self._digests.update(ram, zeros)
+        for message in wire.page_messages(_runs(data)):
             sent += self._channel.send_pages(message, ram)
         sent += self._channel.send(wire.RoundEnd(number, len(pages)))
         self._sent_bytes += sent
-        self._undigested |= pages
+        if self._vm.tracker.exact:
+            self._undigested |= pages
         return sent, len(zeros)
 
     def _pause(self) -> None:
@@ -284,7 +310,7 @@ class Source:
 
     def _switchover(self) -> bytes:
         """Everything that is left crosses; returns the root digest of the source's RAM."""
-        self._pending |= self._vm.tracker.collect()
+        self._pending |= self._collect()
         self._send_pages(len(self._rounds) + 1, self._pending)
         self._final_pages = len(self._pending)
         self._trace.event("mark", name="pages-sent", pages=self._final_pages)

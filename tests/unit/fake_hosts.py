@@ -113,6 +113,7 @@ class FakeTracker:
     """
 
     name = "fake"
+    exact = True
 
     def __init__(self, ram: Region, pattern: Sequence[Sequence[int]], blind: Sequence[int] = ()) -> None:
         self._ram = ram

@@ -300,3 +300,32 @@ def test_from_the_pause_on_the_target_must_answer_soon() -> None:
     channels = channel_pair()
     meet(guest(), FakeTarget(), Plan(SECRET, b"n" * 16, switchover_deadline_s=1.5), channels)
     assert channels[0].deadlines == [1.5]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_page_that_is_changed_sent_and_changed_back_is_sent_again(exact: bool) -> None:
+    """What a tracker by digests cannot see. Taken for exact, it lets the verification fail."""
+    source, target, channels = guest(), FakeTarget(), channel_pair()
+    source.tracker.exact = exact
+    zero, send_pages = source.ram.zero, channels[0].send_pages
+    first = source.ram.array[1].copy()
+
+    def change_before_sending(pages):  # type: ignore[no-untyped-def]
+        if not source.calls:
+            source.ram.array[1] = 77
+        return zero(pages)
+
+    def change_back_after_sending(message, ram):  # type: ignore[no-untyped-def]
+        sent = send_pages(message, ram)
+        source.ram.array[1] = first
+        return sent
+
+    source.ram.zero = change_before_sending  # type: ignore[method-assign]
+    channels[0].send_pages = change_back_after_sending  # type: ignore[method-assign]
+    meeting = meet(source, target, channels=channels)
+    if exact:
+        assert_rolled_back(source, target, meeting)
+    else:
+        assert meeting.outcome is not None, meeting.source_error
+        assert meeting.outcome.audited
+        assert same_ram(source, target)
