@@ -21,8 +21,8 @@ STORY = {
     "precopy": "pre-copy     RAM crosses while the guest runs",
     "pause": "pause        the guest stops at {source}, frames for it are held",
     "commit": "commit       verified: from here the guest is {target}'s",
-    "resume": "resume       held frames released, the guest runs at {target}",
-    "delete": "delete       the copy at {source} was audited and is gone",
+    "resume": "resume       held frames are released, the guest runs on at {target}",
+    "delete": "delete       the copy at {source} is audited once more and deleted",
 }
 
 
