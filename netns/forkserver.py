@@ -77,6 +77,19 @@ class Process:
         self._stderr = stderr
         self._status: int | None = None
 
+    @classmethod
+    def adopt(cls, name: str, pid: int, descriptors: Sequence[int]) -> Self:
+        """A process that another one owned, which has handed on its `descriptors`; they belong to this object
+        now.
+        """
+        connection, pidfd, stderr = descriptors
+        return cls(name, pid, pidfd, socket.socket(fileno=connection), -1, stderr)
+
+    @property
+    def descriptors(self) -> tuple[int, int, int]:
+        """What :meth:`adopt` wants. Who holds duplicates keeps the process alive, whoever else ends."""
+        return self._connection.fileno(), self.pidfd, self._stderr
+
     def wait_ready(self, deadline_s: float) -> None:
         """Return once the process has called `ready()`. ProcessDied or NotReady if it does not come to
         that.

@@ -21,7 +21,9 @@ Orders, the states in which each is obeyed, and the answers:
                                                FDS_A_MESSAGE descriptors in each, the sockets' in their order;
                                                only the last is answered: {"attached": true}
     {"do": "resume"}    attached -> running    {"running": t_ns}
+    {"do": "sockets"}   paused, attached       {"sockets", "last"} as for pause, for an agent that takes over
     {"do": "stats"}     any                    {"state", "steps", "connections", ...}: see Machine.stats
+    {"do": "sync", "token"}  any               {"token", "state"}: earlier answers were another agent's
     {"do": "stop"}      any                    {"stopped": true}, and the process ends with 0
 
 `gone` names connections that could not be moved; their program sees a reset. A slot of RAM that is in

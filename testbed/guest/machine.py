@@ -55,7 +55,9 @@ ORDERS: dict[str, tuple[State, ...]] = {
     "continue": (State.PAUSED,),
     "attach": (State.NEW,),
     "resume": (State.ATTACHED,),
+    "sockets": (State.PAUSED, State.ATTACHED),
     "stats": tuple(State),
+    "sync": tuple(State),
     "stop": tuple(State),
 }
 
@@ -191,6 +193,8 @@ class Machine:
                 raise ControlError(f"cannot {order} while {self.state.value}")
             if order == "attach":
                 answer = self._order_attach(message, fds)
+            elif order == "sync":
+                answer = {"token": message.get("token"), "state": self.state.value}
             else:
                 answer = getattr(self, f"_order_{order}")()
         except (ControlError, GuestFault, HeapError, OSError, ValueError) as error:
@@ -218,10 +222,15 @@ class Machine:
             while self._accept(listener, BACKLOG) == BACKLOG:
                 pass
         self._ran_ns += paused_ns - self._running_since_ns
+        self._tell_sockets({"paused": True, "t_ns": paused_ns, "registers": self.registers()})
+
+    def _order_sockets(self) -> None:
+        self._tell_sockets({})
+
+    def _tell_sockets(self, head: dict[str, Any]) -> None:
         service, _ = self._running_parts()
         sockets: list[list[int | str]] = [[i, fd, "listener"] for i, fd in enumerate(self._listeners)]
         sockets += [[slot, fd, "connection"] for slot, fd in service.bound()]
-        head: dict[str, Any] = {"paused": True, "t_ns": paused_ns, "registers": self.registers()}
         for start in range(0, max(1, len(sockets)), SOCKETS_A_MESSAGE):
             part = sockets[start : start + SOCKETS_A_MESSAGE]
             self._control.send({**head, "sockets": part, "last": start + SOCKETS_A_MESSAGE >= len(sockets)})

@@ -74,18 +74,24 @@ class GuestWiring:
     A context manager; at its end the namespace is deleted and with it the wire.
     """
 
-    def __init__(self, host: Namespace, bridge: str, guest_name: str, nic: GuestNic) -> None:
+    def __init__(self, host: Namespace, namespace: Namespace, nic: GuestNic) -> None:
+        """What :meth:`make` has made, or an agent that is gone: the namespace is deleted with this object."""
+        self.nic = nic
+        self.namespace = namespace
+        self._host = host
+
+    @classmethod
+    def make(cls, host: Namespace, bridge: str, guest_name: str, nic: GuestNic) -> Self:
         """Make the namespace `guest_name` and wire it: 10 to 20 ms. FileExistsError when the name is taken;
         OSError or pyroute2's NetlinkError when the rest cannot be done; nothing is left then.
         """
-        self.nic = nic
-        self._host = host
-        self.namespace = Namespace.create(guest_name)
+        wiring = cls(host, Namespace.create(guest_name), nic)
         try:
-            self._wire(host, bridge)
+            wiring._wire(host, bridge)
         except BaseException:
-            self.namespace.delete()
+            wiring.namespace.delete()
             raise
+        return wiring
 
     def _wire(self, host: Namespace, bridge: str) -> None:
         with self.namespace.entered():

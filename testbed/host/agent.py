@@ -7,8 +7,11 @@ Commands (see :mod:`.control` for the framing), their arguments and answers::
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stats                                            the guest's own figures, or null
+    status                                           {"guest": state or null, "stage", "epoch", "last"}
     release                                          {"counts": {...}}; the guest is removed
     stop                                             {}, and the agent ends
+
+An agent that dies leaves its guest running: see :mod:`.keeper` and :mod:`.recovery`.
 
 Nothing else runs in this process, so nothing is in the way of a migration. While the agent waits for commands
 it sends what is left of the announcement schedule and delivers what slipped into the hold.
@@ -30,11 +33,13 @@ from typing import Any
 from netns.forkserver import ready
 from netns.namespace import Namespace
 from testbed.host.arriving import ArrivingGuest
-from testbed.host.control import ControlError, Line
+from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
 from testbed.host.description import GuestDescription
 from testbed.host.hosted import HostedGuest
+from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
+from testbed.host.recovery import recover
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.channel import TcpChannel
@@ -50,24 +55,40 @@ LATE_FRAMES_NS = 1_000_000_000
 
 
 class Agent:
-    """One host's agent. :meth:`run` obeys until told to stop, or until the orchestrator is gone."""
+    """One host's agent. :meth:`run` obeys until told to stop."""
 
-    def __init__(self, site: Site, line: Line, trace: Trace, deadline_s: float) -> None:
+    def __init__(
+        self, site: Site, reception: Reception, keeper: Keeper, trace: Trace, deadline_s: float
+    ) -> None:
         self._site = site
-        self._line = line
+        self._reception = reception
+        self._keeper = keeper
         self._trace = trace
         self._deadline_s = deadline_s
         self._trackers = probe()
         self._guest: HostedGuest | None = None
         self._import_path: list[str] = []
         self._late_until_ns = 0
+        self._last: dict[str, Any] = {}
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "boot": self._boot,
             "receive": self._receive,
             "migrate": self._migrate,
             "stats": self._stats,
+            "status": self._status,
             "release": self._release,
         }
+
+    def recover(self, kept: Kept) -> None:
+        """Take the place of an agent that died: bring its guest to the one state that is right."""
+        self._last = {"do": "recover"}
+        try:
+            self._guest, what = recover(self._site, kept, self._keeper, self._trackers, self._trace)
+            self._last |= {"ok": {"recovered": what}}
+        except Exception as error:
+            self._last |= self._explained(error)
+        self._trace.event("recovered", **self._last)
+        self._trace.flush()
 
     def run(self) -> int:
         try:
@@ -75,12 +96,9 @@ class Agent:
                 message = self._next_command()
                 if message["do"] == "stop":
                     self._release({})
-                    self._line.send({"ok": {}})
+                    self._reception.send({"ok": {}})
                     return 0
                 self._obey(message)
-        except ControlError:
-            # The orchestrator is gone, and with it whoever could want this host.
-            return 1
         finally:
             self._trace.close()
 
@@ -93,26 +111,31 @@ class Agent:
                 raise LocalError(f"no command {message['do']!r}")
             answer: dict[str, Any] = {"ok": command(message)}
         except Exception as error:
-            fault = error.fault if isinstance(error, MigrationError) else "local"
-            answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
-            answer["in_doubt"] = isinstance(error, CommitInDoubt)
+            answer = self._explained(error)
+        if message["do"] in ("receive", "migrate"):
+            self._last = {"do": message["do"], **answer}
         self._trace.flush()
-        self._line.send(answer)
+        self._reception.send(answer)
+
+    @staticmethod
+    def _explained(error: Exception) -> dict[str, Any]:
+        fault = error.fault if isinstance(error, MigrationError) else "local"
+        answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+        return answer | {"in_doubt": isinstance(error, CommitInDoubt)}
 
     def _next_command(self) -> dict[str, Any]:
         """Wait for a command, meanwhile announcing on schedule and delivering stragglers."""
         while True:
-            sources: list[Any] = [self._line]
+            sources = self._reception.sources()
             timeout_s = None
             if self._guest is not None:
                 sources += self._stragglers_to_watch(self._guest)
                 timeout_s = self._announce_if_due(self._guest)
-            found = [self._line] if self._line.pending else select.select(sources, [], [], timeout_s)[0]
-            if self._line in found:
-                message = self._line.poll()
-                if message is not None:
-                    return message
-            elif found and self._guest is not None:
+            if not self._reception.pending:
+                select.select(sources, [], [], timeout_s)
+            if (message := self._reception.poll()) is not None:
+                return message
+            if self._guest is not None:
                 self._guest.network.deliver_late()
 
     def _stragglers_to_watch(self, guest: HostedGuest) -> tuple[int, ...]:
@@ -132,26 +155,28 @@ class Agent:
             self._trace.flush()
         return None
 
-    def _put_in_place(self, description: GuestDescription) -> HostedGuest:
+    def _put_in_place(self, description: GuestDescription, *, fresh: bool = False) -> HostedGuest:
         if self._guest is not None:
             raise LocalError(f"{self._site.name} has a guest already")
-        return HostedGuest(
-            self._site, description, fresh=False, trackers=self._trackers, import_path=self._import_path
+        return HostedGuest.put_in_place(
+            self._site,
+            description,
+            self._keeper,
+            fresh=fresh,
+            trackers=self._trackers,
+            import_path=self._import_path,
         )
 
     def _boot(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self._guest is not None:
-            raise LocalError(f"{self._site.name} has a guest already")
         description = GuestDescription.from_json(message["guest"])
         self._import_path = message.get("import_path", [])
-        guest = HostedGuest(
-            self._site, description, fresh=True, trackers=self._trackers, import_path=self._import_path
-        )
+        guest = self._put_in_place(description, fresh=True)
         try:
             guest.boot()
         except BaseException:
-            guest.close()
+            self._remove(guest)
             raise
+        self._keeper.journal.write(Stage.HOSTED)
         self._guest = guest
         passed_over = [asdict(one) for one in guest.choice.passed_over]
         return {"tracker": guest.tracker.name, "passed_over": passed_over}
@@ -159,10 +184,10 @@ class Agent:
     def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
-        arriving = ArrivingGuest(self._put_in_place, self._trace)
+        arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
             listener.settimeout(self._deadline_s)
-            self._line.send({"started": {"listening": True}})
+            self._reception.send({"started": {"listening": True}})
             connection, _ = listener.accept()
             channel = TcpChannel(connection, self._deadline_s)
             gc.disable()
@@ -184,16 +209,17 @@ class Agent:
         plan = _plan(message)
         connection = socket.create_connection(address, CONNECT_DEADLINE_S)
         channel = TcpChannel(connection, self._deadline_s)
-        self._line.send({"started": {}})
-        departing = DepartingGuest(self._guest, self._trace)
+        self._reception.send({"started": {}})
+        departing = DepartingGuest(self._guest, self._keeper, self._trace)
         gc.collect()
         gc.disable()
         try:
             outcome = Source(
                 departing, channel, plan, time.monotonic_ns, self._trace, self._was_cancelled
             ).run()
-            self._guest = None
         finally:
+            if departing.deleted:
+                self._guest = None
             departing.urgency.lower()
             channel.close()
             gc.enable()
@@ -212,7 +238,7 @@ class Agent:
         }
 
     def _was_cancelled(self) -> bool:
-        message = self._line.poll()
+        message = self._reception.poll()
         return message is not None and message.get("do") == "cancel"
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
@@ -221,13 +247,25 @@ class Agent:
         stats = self._guest.process.ask({"do": "stats"})
         return {"guest": stats, "counts": self._guest.network.counts}
 
+    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        journal = self._keeper.journal
+        state = None
+        if self._guest is not None:
+            state = self._guest.process.state()
+        stage = journal.stage.name.lower()
+        return {"guest": state, "stage": stage, "epoch": journal.epoch, "last": self._last}
+
     def _release(self, _: dict[str, Any]) -> dict[str, Any]:
         if self._guest is None:
             return {}
         guest, self._guest = self._guest, None
         counts = guest.network.counts
-        guest.close()
+        self._remove(guest)
         return {"counts": counts}
+
+    def _remove(self, guest: HostedGuest) -> None:
+        guest.close()
+        self._keeper.drop()
 
 
 def _plan(message: dict[str, Any]) -> Plan:
@@ -242,14 +280,22 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
-    """Entry of the agent's process: `fds` is the control socket. See :class:`Agent`."""
+    """Entry of the agent's process: `fds` are the listening control socket, the keeper's line, journal and
+    store, and the descriptors of the guest that an agent before this one left, described in
+    ``argument["kept"]``. See :class:`Agent`.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
+    control, line, journal, store, *kept = fds
     site = Site(argument["name"], Namespace.open(argument["name"]), argument["bridge"], argument["uplink"])
     trace = Trace(site.name, Path(argument["recorder"]))
-    agent = Agent(site, Line(socket.socket(fileno=fds[0])), trace, argument["deadline_s"])
+    keeper = Keeper(socket.socket(fileno=line), journal, store)
+    reception = Reception(socket.socket(fileno=control))
+    agent = Agent(site, reception, keeper, trace, argument["deadline_s"])
+    if argument["kept"] is not None:
+        agent.recover(Kept(**argument["kept"], fds=tuple(kept)))
     gc.collect()
     gc.freeze()
     ready()

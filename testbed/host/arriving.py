@@ -12,12 +12,13 @@ from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.description import GuestDescription
 from testbed.host.hosted import HostedGuest
+from testbed.host.keeper import Keeper, Stage
 from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import LocalError, ProtocolError
-from testbed.migration.source import TraceLike
+from testbed.migration.source import Arbiter, TraceLike
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, ListenerState
 from testbed.tcp.thaw import acknowledge, prepare, release, thaw, thaw_listener
@@ -29,8 +30,11 @@ class ArrivingGuest:
     """Implements :class:`testbed.migration.target.TargetVM`. `put_in_place(description)` makes the hosted
     guest."""
 
-    def __init__(self, put_in_place: Callable[[GuestDescription], HostedGuest], trace: TraceLike) -> None:
+    def __init__(
+        self, put_in_place: Callable[[GuestDescription], HostedGuest], keeper: Keeper, trace: TraceLike
+    ) -> None:
         self._put_in_place = put_in_place
+        self._keeper = keeper
         self._trace = trace
         self._stack = ExitStack()
         self._guest: HostedGuest | None = None
@@ -54,7 +58,12 @@ class ArrivingGuest:
         if described.ram_bytes != ram_bytes:
             raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
         self._guest = self._put_in_place(described)
+        self._keeper.journal.write(Stage.ARRIVING)
         return self._guest.ram
+
+    @property
+    def arbiter(self) -> Arbiter | None:
+        return self.guest.arbiter
 
     def prepare(self, foreseen: Mapping[str, Any]) -> None:
         """Install the neighbours and the listeners, and make sockets in repair mode in advance for the
@@ -99,6 +108,7 @@ class ArrivingGuest:
         return True
 
     def _load_connections(self, data: bytes) -> None:
+        self._keeper.put_connections(data)
         with self.guest.network.namespace.entered():
             for slot, state in devices.decode_sockets(data):
                 if not isinstance(state, ConnectionState):
@@ -115,6 +125,9 @@ class ArrivingGuest:
             raise ProtocolError("the guest's registers did not come")
         connections = [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
         self.guest.process.finish_attach(connections)
+
+    def owned(self) -> None:
+        self._keeper.journal.write(Stage.ARRIVED)
 
     def announce(self) -> None:
         self.guest.network.announcer.announce()
@@ -160,6 +173,7 @@ class ArrivingGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's
         now."""
         self._close_sockets()
+        self._keeper.journal.write(Stage.HOSTED)
         return self.guest
 
     def give_back(self) -> list[bytes]:
@@ -175,6 +189,7 @@ class ArrivingGuest:
         if self._guest is not None:
             self._guest.close()
             self._guest = None
+            self._keeper.drop()
 
     def _close_sockets(self) -> None:
         self._stack.close()

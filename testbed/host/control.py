@@ -1,5 +1,8 @@
 """How the orchestrator tells an agent what to do: one JSON object a line, over a Unix socket.
 
+The agent listens, and obeys whoever connected last. An orchestrator that goes away in the middle of a
+migration changes nothing of it; the next one asks what became of it (``status``).
+
 A request has ``do`` and whatever that command needs. Its answers are ``{"ok": ...}`` or ``{"error": text,
 "kind": name}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is under
 way, ``cancel`` excepted, which has no answer of its own.
@@ -106,3 +109,54 @@ class Line:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class Reception:
+    """The agent's end: a listening socket, and the orchestrator that came last, if it is still there."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._line: Line | None = None
+
+    def sources(self) -> list[Any]:
+        """What to wait on until :meth:`poll` may have something."""
+        return [self._listener] if self._line is None else [self._listener, self._line]
+
+    @property
+    def pending(self) -> bool:
+        return self._line is not None and self._line.pending
+
+    def poll(self) -> dict[str, Any] | None:
+        """The next request if one is there, without waiting. An orchestrator that is gone is forgotten."""
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            pass  # nobody new
+        else:
+            self._hang_up()
+            connection.setblocking(True)
+            self._line = Line(connection)
+        if self._line is None:
+            return None
+        try:
+            return self._line.poll()
+        except ControlError:
+            self._hang_up()
+            return None
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """Answer; False where nobody is there to hear it any more."""
+        if self._line is None:
+            return False
+        try:
+            self._line.send(message)
+        except ControlError:
+            self._hang_up()
+            return False
+        return True
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None

@@ -10,6 +10,7 @@ from typing import Any
 from testbed.handover import neighbours
 from testbed.host import devices
 from testbed.host.hosted import HostedGuest
+from testbed.host.keeper import Keeper, Stage
 from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.migration import wire
@@ -30,9 +31,12 @@ class DepartingGuest:
     guest's process continued.
     """
 
-    def __init__(self, guest: HostedGuest, trace: TraceLike) -> None:
+    def __init__(self, guest: HostedGuest, keeper: Keeper, trace: TraceLike) -> None:
         self._guest = guest
+        self._keeper = keeper
         self._trace = trace
+        self.arbiter = guest.arbiter
+        self.deleted = False
         self.ram = guest.ram
         self.tracker = guest.tracker
         self._handshakes: HandshakeHold | None = None
@@ -134,6 +138,13 @@ class DepartingGuest:
         self._silenced_ns = self._trace.event("mark", name="silenced")
         self._guest.network.egress.stop()
 
+    def exposed(self) -> None:
+        self._keeper.journal.write(Stage.EXPOSED)
+
+    def committing(self) -> None:
+        if self.arbiter is None:
+            self._keeper.journal.write(Stage.YIELDED)
+
     def held_frames(self) -> list[bytes]:
         return self._guest.network.held()
 
@@ -155,6 +166,7 @@ class DepartingGuest:
                 step()
             except Exception as error:
                 failures.append(error)
+        self._keeper.journal.write(Stage.HOSTED)
         if failures:
             raise failures[0]
         self._trace.event("mark", name="running-again")
@@ -176,8 +188,10 @@ class DepartingGuest:
         heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
         self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
         self.counts = self._guest.network.counts
+        self.deleted = True
         self._give_back_sockets()
         self._guest.close()
+        self._keeper.drop()
 
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):

@@ -12,12 +12,13 @@ import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from netns import syscalls
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
 from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.host.keeper import Kept
 from testbed.memory.region import Region
 
 ENTRY = "testbed.guest.machine:main"
@@ -32,36 +33,82 @@ class GuestError(Exception):
 
 
 class GuestProcess:
-    """A guest's process in its namespace, started and mapped, not yet running. Close it to end it."""
+    """A guest's process in its namespace, with its RAM mapped. Close it to end it."""
 
-    def __init__(self, argument: Mapping[str, Any], ram: Region, namespace: Namespace) -> None:
-        """Start the process and wait until it has mapped its RAM. Raises GuestError; nothing is left then."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        flag_fd = os.memfd_create("pause-flag")
-        os.ftruncate(flag_fd, mmap.PAGESIZE)
-        self._flag = mmap.mmap(flag_fd, mmap.PAGESIZE)
-        self._control = Control(ours)
+    def __init__(self, process: Process, control: socket.socket, flag: int) -> None:
+        """Use :meth:`start` or :meth:`adopt`."""
+        self.process = process
+        self.address = 0
+        self.refusal = ""
+        self.found = ""
+        """In which state an adopted guest was found (testbed.guest.machine.State)."""
+        self.userfaultfd: int | None = None
+        self._flag_fd = flag
+        self._flag = mmap.mmap(flag, mmap.PAGESIZE)
+        self._control = Control(control)
         self._attached = False
         self._late_answers = 0
-        self.userfaultfd: int | None = None
-        fds = [theirs.fileno(), ram.fd, flag_fd]
+
+    @classmethod
+    def start(cls, argument: Mapping[str, Any], ram: Region, namespace: Namespace) -> Self:
+        """Start the process, not yet running its program, and wait until it has mapped its RAM. Raises
+        GuestError; nothing is left then.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        flag = os.memfd_create("pause-flag")
+        os.ftruncate(flag, mmap.PAGESIZE)
+        with theirs:
+            fds = [theirs.fileno(), ram.fd, flag]
+            process = spawn(ENTRY, dict(argument), namespace=namespace, fds=fds, name="guest")
+        started = cls(process, ours, flag)
         try:
-            self.process: Process = spawn(ENTRY, dict(argument), namespace=namespace, fds=fds, name="guest")
-        finally:
-            theirs.close()
-            os.close(flag_fd)
-        try:
-            hello, received = self._receive(START_DEADLINE_S)
+            hello, received = started._receive(START_DEADLINE_S)
         except BaseException:
-            self.close()
+            started.close()
             raise
-        self.address: int = hello["address"]
-        self.refusal: str = hello.get("tracking_error") or ""
-        self.userfaultfd = received[0] if received else None
+        started.address = hello["address"]
+        started.refusal = hello.get("tracking_error") or ""
+        started.userfaultfd = received[0] if received else None
+        return started
+
+    @classmethod
+    def adopt(cls, kept: Kept) -> Self:
+        """The process of an agent that has died: it stands where it stood."""
+        process = Process.adopt("guest", kept.pid, kept.process)
+        adopted = cls(process, socket.socket(fileno=kept.control), kept.flag)
+        adopted.address, adopted.refusal, adopted.userfaultfd = kept.address, kept.refusal, kept.userfaultfd
+        adopted._synchronise()
+        return adopted
+
+    def _synchronise(self) -> None:
+        """Pass over answers to an agent that is gone, and learn in which state the guest is."""
+        token = os.urandom(8).hex()
+        self._send({"do": "sync", "token": token})
+        end = time.monotonic() + ANSWER_DEADLINE_S
+        while (answer := self._next(end, ANSWER_DEADLINE_S)[0]).get("token") != token:
+            continue
+        self.found = answer["state"]
+        self._attached = self.found == "attached"
+
+    def to_keep(self, description: dict[str, Any], ram: Region) -> Kept:
+        """What the next agent needs to :meth:`adopt` this process; the descriptors are still this one's."""
+        fds = [ram.fd, self._flag_fd, self._control.fileno(), *self.process.descriptors]
+        if self.userfaultfd is not None:
+            fds.append(self.userfaultfd)
+        return Kept(description, self.pid, self.address, self.refusal, tuple(fds))
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def state(self) -> str:
+        """What the guest's machine is doing (testbed.guest.machine.State), or ``dead``."""
+        try:
+            return str(self.ask({"do": "stats"})["state"])
+        except GuestError:
+            if self.process.wait(0) is None:
+                raise
+            return "dead"
 
     def ask(self, message: dict[str, Any], deadline_s: float = ANSWER_DEADLINE_S) -> dict[str, Any]:
         """Send an order and return its answer. Raises GuestError."""
@@ -76,11 +123,19 @@ class GuestProcess:
         self._attached = False
         self._flag[0] = 1
         answer = self.ask({"do": "pause"}, ANSWER_DEADLINE_S)
+        return answer, self._all_sockets(answer)
+
+    def _all_sockets(self, answer: dict[str, Any]) -> list[tuple[int, int, str]]:
         sockets, last = answer["sockets"], answer["last"]
         while not last:
             more = self._receive(ANSWER_DEADLINE_S)[0]
             sockets, last = sockets + more["sockets"], more["last"]
-        return answer, [(slot, fd, kind) for slot, fd, kind in sockets]
+        return [(slot, fd, kind) for slot, fd, kind in sockets]
+
+    def sockets(self) -> list[tuple[int, int, str]]:
+        """The sockets (slot, descriptor, kind) of a guest that does not run."""
+        answer = self.ask({"do": "sockets"}, ANSWER_DEADLINE_S)
+        return self._all_sockets(answer)
 
     def unpause(self) -> dict[str, Any]:
         """Let it run, on where it was paused or for the first time where it was attached."""
@@ -158,6 +213,7 @@ class GuestProcess:
         with self.process:
             pass
         self._flag.close()
+        os.close(self._flag_fd)
         if self.userfaultfd is not None:
             os.close(self.userfaultfd)
             self.userfaultfd = None

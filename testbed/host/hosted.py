@@ -4,40 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from testbed.host.description import GuestDescription
 from testbed.host.guest_process import GuestProcess
+from testbed.host.keeper import Keeper, Kept
 from testbed.host.network import GuestNetwork, Site
 from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
+from testbed.migration.source import Arbiter
 
 
 class HostedGuest:
-    """A guest in place on a host, not running yet, unplugged and silent. Close it to remove it without a
-    trace."""
+    """A guest in place on a host. Close it to remove it without a trace.
+
+    :meth:`put_in_place` makes one that does not run yet, unplugged and silent; :meth:`adopt` takes over the
+    one of an agent that has died, as it stands. Raises GuestError, OSError, TrackerUnavailable; nothing is
+    left then.
+    """
 
     def __init__(
         self,
         site: Site,
         description: GuestDescription,
+        ram: Region,
+        network: GuestNetwork,
+        process: GuestProcess,
+        trackers: Sequence[Capability],
+    ) -> None:
+        """Of parts that are closed with this object; they stay the caller's where this raises."""
+        self.site = site
+        self.description = description
+        self.ram = ram
+        self.network = network
+        self.process = process
+        self.arbiter: Arbiter | None = None
+        uffd, process.userfaultfd = process.userfaultfd, None
+        subject = Subject(ram, process.pid, process.address, uffd, process.refusal)
+        self.choice = choose(description.tracker, subject, trackers)
+
+    @classmethod
+    def put_in_place(
+        cls,
+        site: Site,
+        description: GuestDescription,
+        keeper: Keeper,
         *,
         fresh: bool,
         trackers: Sequence[Capability],
         import_path: Sequence[str] = (),
-    ) -> None:
+    ) -> Self:
         """`fresh` for a guest's first boot; else its RAM comes from elsewhere and is populated now, so that
-        no page of it is touched for the first time in the blackout. Raises GuestError, OSError,
-        TrackerUnavailable; nothing is left then.
+        no page of it is touched for the first time in the blackout.
         """
-        self.site = site
-        self.description = description
         with ExitStack() as stack:
-            self.ram = stack.enter_context(Region.create(description.ram_bytes))
+            ram = stack.enter_context(Region.create(description.ram_bytes))
             if not fresh:
-                self.ram.populate()
-            self.network = GuestNetwork(site, description)
-            stack.callback(self.network.close)
+                ram.populate()
+            network = GuestNetwork(site, description)
+            stack.callback(network.close)
             argument: dict[str, Any] = {
                 "program": description.program,
                 "host": site.name,
@@ -49,13 +74,27 @@ class HostedGuest:
                 "import_path": list(import_path),
                 "max_connections": description.max_connections,
             }
-            self.process = GuestProcess(argument, self.ram, self.network.namespace)
-            stack.callback(self.process.close)
-            uffd, self.process.userfaultfd = self.process.userfaultfd, None
-            subject = Subject(self.ram, self.process.pid, self.process.address, uffd, self.process.refusal)
-            self.choice = choose(description.tracker, subject, trackers)
-            stack.callback(self.tracker.close)
-            self._stack = stack.pop_all()
+            process = GuestProcess.start(argument, ram, network.namespace)
+            stack.callback(process.close)
+            keeper.keep(process.to_keep(description.as_json(), ram))
+            stack.callback(keeper.drop)
+            guest = cls(site, description, ram, network, process, trackers)
+            stack.pop_all()
+            return guest
+
+    @classmethod
+    def adopt(cls, site: Site, kept: Kept, trackers: Sequence[Capability]) -> Self:
+        """Take over the guest that `kept` describes; its descriptors are this object's now."""
+        description = GuestDescription.from_json(kept.description)
+        with ExitStack() as stack:
+            ram = stack.enter_context(Region.from_fd(kept.ram))
+            network = GuestNetwork(site, description, adopted=True)
+            stack.callback(network.close)
+            process = GuestProcess.adopt(kept)
+            stack.callback(process.close)
+            guest = cls(site, description, ram, network, process, trackers)
+            stack.pop_all()
+            return guest
 
     @property
     def tracker(self) -> DirtyTracker:
@@ -69,4 +108,8 @@ class HostedGuest:
 
     def close(self) -> None:
         """End the guest's process and remove its RAM and its network."""
-        self._stack.close()
+        with ExitStack() as stack:
+            stack.callback(self.ram.close)
+            stack.callback(self.network.close)
+            stack.callback(self.process.close)
+            stack.callback(self.tracker.close)

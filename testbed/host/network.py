@@ -41,8 +41,10 @@ def guest_namespace(host: str) -> str:
 class GuestNetwork:
     """All of a guest's network on one host, made silent and unplugged. Close it to remove it."""
 
-    def __init__(self, site: Site, description: GuestDescription) -> None:
-        """Raises OSError or pyroute2's NetlinkError; nothing is left then."""
+    def __init__(self, site: Site, description: GuestDescription, *, adopted: bool = False) -> None:
+        """`adopted` where the namespace and its wire are there, left by an agent that is gone: nothing of
+        theirs is changed then. Raises OSError or pyroute2's NetlinkError; nothing is left then.
+        """
         mac = description.mac(site.name)
         ipv4, ipv6 = IPv4Interface(description.ipv4), IPv6Interface(description.ipv6)
         identity = description.identity
@@ -52,7 +54,11 @@ class GuestNetwork:
         with ExitStack() as stack:
             nic = GuestNic(mac, ipv4, ipv6)
             name = guest_namespace(site.name)
-            wiring = stack.enter_context(GuestWiring(site.namespace, site.bridge, name, nic))
+            if adopted:
+                wiring = GuestWiring(site.namespace, Namespace.open(name), nic)
+            else:
+                wiring = GuestWiring.make(site.namespace, site.bridge, name, nic)
+            stack.enter_context(wiring)
             self.namespace = wiring.namespace
             self.port = GuestPort(
                 site.namespace,

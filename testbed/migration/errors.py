@@ -55,6 +55,24 @@ class Cancelled(MigrationError):
     fault = "user"
 
 
+class Undecided(MigrationError):
+    """The storage that says whose the guest is cannot be asked now."""
+
+    fault = "network"
+
+
+class Overtaken(MigrationError):
+    """The other side has claimed the guest: it runs there and is gone here. `audited`, on the source, as in
+    :class:`~testbed.migration.source.SourceOutcome`.
+    """
+
+    fault = "peer"
+
+    def __init__(self, text: str, audited: bool = False) -> None:
+        super().__init__(text)
+        self.audited = audited
+
+
 class CommitInDoubt(MigrationError):
     """The commit was sent and no answer came: the source will not run again, the target may or may not.
 

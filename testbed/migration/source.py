@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from testbed.memory.digests import PageDigests
 from testbed.memory.pages import PageSet
@@ -19,9 +19,11 @@ from testbed.migration.errors import (
     MigrationError,
     NotConverging,
     NotVerified,
+    Overtaken,
     PeerLost,
     PeerRefused,
     ProtocolError,
+    Undecided,
 )
 from testbed.migration.phases import Phase, Progress
 from testbed.migration.strategy import Decision, Policy, RoundStatistics, Verdict, decide
@@ -32,12 +34,29 @@ LOST_PEER_DEADLINE_S = 0.5
 """How long a peer that was silent already is waited for once more, with the guest stopped."""
 
 
+class Arbiter(Protocol):
+    """Who owns the guest, decided by shared storage: see :mod:`testbed.migration.ownership`."""
+
+    def claim(self) -> bool:
+        """Take the guest for this host, if nobody has since the migration began: True if it is this host's
+        now, False if the other took it first. The same answer however often it is asked. Undecided where the
+        storage gives none.
+        """
+        ...
+
+    def holds(self) -> bool:
+        """Whether the guest has been claimed for this host. Undecided where the storage gives no answer."""
+        ...
+
+
 class SourceVM(Protocol):
     """What the engine asks of the host on which the guest runs. Until :meth:`delete` each step can be taken
     back."""
 
     ram: Region
     tracker: DirtyTracker
+    arbiter: Arbiter | None
+    """None where no storage is shared: then the commit that was sent is what decides."""
 
     def describe(self) -> Mapping[str, Any]:
         """What the target must know to provision the guest; JSON-able."""
@@ -66,8 +85,16 @@ class SourceVM(Protocol):
         sent."""
         ...
 
+    def exposed(self) -> None:
+        """What the target needs to run the guest is about to leave: called once, before it does."""
+        ...
+
     def held_frames(self) -> list[bytes]:
         """The frames held since the last call, in order."""
+        ...
+
+    def committing(self) -> None:
+        """The word that lets the target run the guest is about to leave."""
         ...
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
@@ -96,13 +123,15 @@ class Plan:
     """What one migration needs to know. `nonce` is 16 fresh random bytes, `secret` is the run's.
 
     `rate_limit` caps the pre-copy rounds in bytes per second, not the switchover. From the pause on the
-    target may be silent for `switchover_deadline_s` at most, then the guest is taken back.
+    target may be silent for `switchover_deadline_s` at most, then the guest is taken back. `whole`: every
+    page crosses as data, whether it was ever touched or not, as in a saved state of 2008.
     """
 
     secret: bytes
     nonce: bytes
     policy: Policy = field(default_factory=Policy)
     precopy: bool = True
+    whole: bool = False
     rate_limit: int | None = None
     switchover_deadline_s: float = 3.0
 
@@ -110,24 +139,33 @@ class Plan:
 @dataclass(frozen=True)
 class SourceOutcome:
     """A migration that completed. `audited` says that the source's frozen RAM, digested once more as a
-    whole after the resume, is what was verified before the commit; where it is False a write went unseen."""
+    whole after the resume, is what was verified before the commit; where it is False a write went unseen.
+    `resumed_ns` is None where the guest is the target's and the target's word of it was lost.
+    """
 
     rounds: tuple[RoundStatistics, ...]
     verdict: Verdict | None
     final_pages: int
     transferred_bytes: int
-    resumed_ns: int
+    resumed_ns: int | None
     late_frames: int
     audited: bool
 
 
 class Source:
     """Sends one guest away. :meth:`run` either returns its outcome, or raises with the guest running here as
-    if nothing had happened; :class:`CommitInDoubt` alone leaves it stopped here.
+    if nothing had happened. Two errors mean something else: after :class:`Overtaken` the guest is the
+    target's, and deleted here; :class:`CommitInDoubt` leaves it stopped here, which can only happen without
+    shared storage.
 
-    The decision that this type embodies: until Commit is sent, everything the source did is suspended, not
-    ended. The guest's process is stopped and kept, its sockets are frozen and kept open, its frames are held
-    and kept. So the one unwind site, :meth:`_unwind`, only has to let go.
+    The decision that this type embodies: until the guest is the target's, everything the source did is
+    suspended, not ended. The guest's process is stopped and kept, its sockets are frozen and kept open, its
+    frames are held and kept. So the one unwind site, :meth:`_unwind`, only has to let go.
+
+    With shared storage the guest is the target's when the target has claimed it, which it may do as soon as
+    all of its state has left (`StateEnd`). So whatever fails after that, this side claims it too before it
+    runs again, and whoever was first has it. Without shared storage there is nobody to ask: the guest is the
+    target's when Commit has been sent.
     """
 
     def __init__(
@@ -154,6 +192,7 @@ class Source:
         self._final_pages = 0
         self._sent_bytes = 0
         self._frames: list[bytes] = []
+        self._exposed = False
 
     def run(self) -> SourceOutcome:
         """The whole migration, in order."""
@@ -164,11 +203,13 @@ class Source:
             self._phase(Phase.PAUSE, self._pause)
             root = self._phase(Phase.SWITCHOVER, self._switchover)
             self._phase(Phase.VERIFY, lambda: self._verify(root))
+            self._phase(Phase.COMMIT, self._commit)
+        except CommitInDoubt:
+            raise
         except BaseException as error:
             self._unwind(error)
             raise
         # The point of no return: whatever fails from here on, the guest is the target's.
-        self._phase(Phase.COMMIT, self._commit)
         self._phase(Phase.ANNOUNCE, self._vm.give_up_ownership)
         resumed_ns = self._phase(Phase.RESUME, self._resume)
         late = self._forward_late_frames()
@@ -203,7 +244,7 @@ class Source:
         """Rounds until the strategy says to switch; leaves in `_pending` what is still to be sent."""
         ram, tracker = self._vm.ram, self._vm.tracker
         tracker.start()
-        self._pending = ram.touched()
+        self._pending = PageSet.all(ram.pages) if self._plan.whole else ram.touched()
         if self._plan.precopy:
             self._channel.limit_rate(self._plan.rate_limit)
             self._verdict = self._rounds_until_decided()
@@ -286,7 +327,7 @@ class Source:
     def _send_pages(self, number: int, pages: PageSet) -> tuple[int, int]:
         """Send one round; returns the bytes on the wire and how many pages went as zeros."""
         ram = self._vm.ram
-        zeros = ram.zero(pages)
+        zeros = PageSet.empty() if self._plan.whole else ram.zero(pages)
         sent = self._channel.send(wire.RoundBegin(number, len(pages)), *wire.zero_messages(_runs(zeros)))
         data = pages - zeros
         if not self._vm.tracker.exact:
@@ -323,6 +364,8 @@ class Source:
         self._send(wire.Silent())
         self._digest()
         root = self._digests.root()
+        self._exposed = True
+        self._vm.exposed()
         self._send(wire.StateEnd(devices, root))
         self._trace.event("mark", name="state-sent")
         return root
@@ -336,17 +379,27 @@ class Source:
         self._frames = self._vm.held_frames()
 
     def _commit(self) -> None:
+        """Let the target run the guest. With shared storage it claims the guest first, and says so."""
+        self._vm.committing()
         try:
             self._send(*wire.frame_messages(self._frames), wire.Commit())
         except PeerLost as error:
-            raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
+            if self._vm.arbiter is None:
+                raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
+            raise
         self._trace.event("mark", name="committed")
+        if self._vm.arbiter is not None:
+            self._receive(wire.Owned)
+            self._trace.event("mark", name="claimed")
 
-    def _resume(self) -> int:
+    def _resume(self) -> int | None:
         try:
             return self._receive(wire.Resumed).t_ns
         except (PeerLost, PeerRefused, ProtocolError) as error:
-            raise CommitInDoubt(f"no word from the target after the commit: {error}") from error
+            if self._vm.arbiter is None:
+                raise CommitInDoubt(f"no word from the target after the commit: {error}") from error
+            self._trace.event("target-lost", reason=str(error))
+            return None
 
     def _forward_late_frames(self) -> int:
         late = self._vm.held_frames()
@@ -367,27 +420,49 @@ class Source:
         return audited
 
     def _unwind(self, error: BaseException) -> None:
-        """The one place where failure is undone: tell the peer, take back the frames, let the guest run
-        on."""
-        returned: Sequence[bytes] = ()
+        """The one place where failure is undone: tell the peer, take back the frames, make sure that the
+        guest is still ours, let it run on. Raises Overtaken where it is the target's.
+        """
+        refused, returned = isinstance(error, PeerRefused), None
         try:
             self._channel.limit_rate(None)
             if isinstance(error, PeerLost):
                 self._channel.set_deadline(LOST_PEER_DEADLINE_S)
-            if not isinstance(error, PeerRefused):
+            if not refused:
                 self._send(wire.Abort(f"{type(error).__name__}: {error}"))
             # Both may give up at once: its Abort is then still to come, before the frames.
-            due_before = (wire.Abort, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned)
+            due_before = (wire.Abort, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned, wire.Owned)
             returned = self._receive(wire.Returned, *due_before).frames
         except (MigrationError, OSError) as lost:
             self._trace.event("frames-not-returned", reason=str(lost))
+        # A target that refused, or gave the frames back, has discarded its copy and will never claim it.
+        if self._exposed and not refused and returned is None and not self._still_ours():
+            self._vm.give_up_ownership()
+            self._phase_of_deletion(error)
+        try:
+            self._vm.tracker.stop()
         finally:
-            try:
-                self._vm.tracker.stop()
-            finally:
-                self._vm.roll_back([*self._frames, *returned])
+            self._vm.roll_back([*self._frames, *(returned or ())])
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
+
+    def _still_ours(self) -> bool:
+        """Whether the guest may run here: with shared storage it has to be claimed for that, however long the
+        storage takes to answer; meanwhile it stands still.
+        """
+        if self._vm.arbiter is None:
+            return True
+        while True:
+            try:
+                return self._vm.arbiter.claim()
+            except Undecided as undecided:
+                self._trace.event("undecided", reason=str(undecided))
+                self._trace.flush()
+
+    def _phase_of_deletion(self, error: BaseException) -> NoReturn:
+        with self._trace.phase(Phase.DELETE.value):
+            audited = self._delete()
+        raise Overtaken(f"the target has taken the guest ({error})", audited) from error
 
     def _send(self, *messages: wire.Message) -> None:
         self._sent_bytes += self._channel.send(*messages)

@@ -14,20 +14,27 @@ from testbed.migration.errors import (
     LocalError,
     MigrationError,
     NotVerified,
+    Overtaken,
     PeerLost,
     PeerRefused,
     ProtocolError,
+    Undecided,
 )
 from testbed.migration.phases import Phase, Progress
-from testbed.migration.source import TraceLike
+from testbed.migration.source import Arbiter, TraceLike
 
 M = TypeVar("M", bound=wire.Message)
 
 
 class TargetVM(Protocol):
     """What the engine asks of the host to which the guest comes. Nothing of it can be seen from outside
-    before
-    :meth:`take_network`, and the guest does not run before :meth:`start`."""
+    before :meth:`take_network`, and the guest does not run before :meth:`start`.
+    """
+
+    @property
+    def arbiter(self) -> Arbiter | None:
+        """After :meth:`provision`: whom to ask whose the guest is; None where no storage is shared."""
+        ...
 
     def provision(self, ram_bytes: int, description: Mapping[str, Any]) -> Region:
         """Put process, RAM (zero-filled, populated) and NIC in place, silent and unplugged."""
@@ -49,6 +56,10 @@ class TargetVM(Protocol):
 
     def ready(self) -> None:
         """All state is here: complete whatever is left. Raises where something is missing."""
+        ...
+
+    def owned(self) -> None:
+        """The guest is this host's for good; it is about to run."""
         ...
 
     def announce(self) -> None:
@@ -100,12 +111,12 @@ class Target:
             last = self._phase(Phase.PAUSE, lambda: self._receive(wire.RoundBegin))
             end = self._phase(Phase.SWITCHOVER, lambda: self._switchover(last))
             self._phase(Phase.VERIFY, lambda: self._verify(end))
-            self._phase(Phase.COMMIT, self._await_commit)
+            self._phase(Phase.COMMIT, self._commit)
         except BaseException as error:
             self._unwind(error)
             raise
         # The point of no return: the guest is ours.
-        self._phase(Phase.ANNOUNCE, self._vm.announce)
+        self._phase(Phase.ANNOUNCE, self._take_over)
         resumed_ns = self._phase(Phase.RESUME, self._resume)
         self._phase(Phase.DELETE, self._take_late_frames)
         return resumed_ns
@@ -200,14 +211,51 @@ class Target:
         self._trace.event("mark", name="verified")
         self._channel.send(wire.Ready(root))
 
+    def _commit(self) -> None:
+        """Wait until the guest is ours. With shared storage it is once it is claimed; a source that is lost
+        when all is ready here may be dead, so its guest is claimed too: the survivor decides.
+        """
+        arbiter = self._vm.arbiter
+        try:
+            self._await_commit()
+        except PeerLost as lost:
+            if arbiter is None:
+                raise
+            self._trace.event("source-lost", reason=str(lost))
+        if arbiter is not None:
+            if not self._claimed(arbiter):
+                raise Overtaken("the source has taken its guest back")
+            self._trace.event("mark", name="claimed")
+
     def _await_commit(self) -> None:
         while not isinstance(message := self._receive(wire.Frames, wire.Commit), wire.Commit):
             assert isinstance(message, wire.Frames)
             self._frames.extend(message.frames)
 
+    def _claimed(self, arbiter: Arbiter) -> bool:
+        while True:
+            try:
+                return arbiter.claim()
+            except Undecided as undecided:
+                self._trace.event("undecided", reason=str(undecided))
+                self._trace.flush()
+
+    def _take_over(self) -> None:
+        self._vm.owned()
+        if self._vm.arbiter is not None:
+            self._tell(wire.Owned())
+        self._vm.announce()
+
+    def _tell(self, message: wire.Message) -> None:
+        """The guest is ours: a source that cannot be told any more changes nothing of that."""
+        try:
+            self._channel.send(message)
+        except PeerLost as lost:
+            self._trace.event("source-not-told", what=type(message).__name__, reason=str(lost))
+
     def _resume(self) -> int:
         resumed_ns = self._vm.start(self._frames)
-        self._channel.send(wire.Resumed(resumed_ns))
+        self._tell(wire.Resumed(resumed_ns))
         return resumed_ns
 
     def _take_late_frames(self) -> None:

@@ -1,4 +1,4 @@
-"""The migration protocol, version 1: messages to bytes and back, without any I/O.
+"""The migration protocol, version 2: messages to bytes and back, without any I/O.
 
 A message is a header, a payload and, for :class:`Pages` alone, page data::
 
@@ -23,10 +23,13 @@ The conversation (S source, T target; `data` is any number of Zero and Pages)::
     S RoundBegin, data, RoundEnd                  the guest is paused: the last round; T does not answer it
     S Device*  S Silent                           T announces once and holds the frames that then come
     S StateEnd T Ready
-    S Frames*  S Commit   T Resumed
+    S Frames*  S Commit   T Owned     T Resumed   Owned with shared storage only: T has claimed the guest
     S Frames*  S Finished                         what came to the source after all
     either     Abort                              any time before Commit
     T Returned                                    answers Abort: frames that the target had caught
+
+In a Quick Migration what follows the pause, up to StateEnd, is written to a file on shared storage instead,
+and the source says where in its stead (S Saved).
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ import xxhash
 
 from testbed.migration.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"LM"
 PAGE = 4096
 
@@ -401,6 +404,30 @@ class Abort(Message):
 class Returned(_FrameList):
     """The target's answer to Abort: the frames for the guest that it had caught, for the source to
     release."""
+
+
+@_kind(22)
+@dataclass(frozen=True)
+class Owned(Message):
+    """The target has claimed the guest on the shared storage: it is the target's, whatever happens."""
+
+
+@_kind(23)
+@dataclass(frozen=True)
+class Saved(Message):
+    """The guest's state, the messages from the last RoundBegin to StateEnd, lies on shared storage: the first
+    `size_bytes` bytes of the file `name`."""
+
+    name: str
+    size_bytes: int
+
+    def payload(self) -> bytes:
+        return _U64.pack(self.size_bytes) + self.name.encode()
+
+    @classmethod
+    def parse(cls, payload: memoryview) -> Saved:
+        _expect(8 < len(payload) <= 8 + MAX_TEXT, "Saved has the wrong length")
+        return cls(_text(payload[8:]), _U64.unpack_from(payload)[0])
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
+from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
@@ -59,15 +60,6 @@ class Usage:
         return cls(process.name, seen.memory_full_info().uss, seen.num_fds())
 
 
-class Agent:
-    """The orchestrator's hold on a host's agent."""
-
-    def __init__(self, name: str, process: Process, line: Line) -> None:
-        self.name = name
-        self.process = process
-        self.line = line
-
-
 class Lab:
     """Brings a lab up when it is made; close it (a context manager) to bring it down.
 
@@ -86,7 +78,7 @@ class Lab:
         self.options = options
         self.folder = folder
         self._peer_deadline_s = peer_deadline_s
-        self.agents: dict[str, Agent] = {}
+        self.agents: dict[str, Supervisor] = {}
         self.clients: dict[str, ClientControl] = {}
         self.sightings: list[Sighting] = []
         self.relearned: list[ForwardingChange] = []
@@ -106,7 +98,6 @@ class Lab:
 
     def _start_agents(self, stack: ExitStack) -> None:
         for host in planned.HOSTS:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             argument = {
                 "name": host,
                 "bridge": planned.BRIDGE,
@@ -114,9 +105,9 @@ class Lab:
                 "recorder": str(RECORDER),
                 "deadline_s": self._peer_deadline_s,
             }
-            process = self._spawn(stack, "testbed.host.agent:main", argument, host, theirs)
-            self.agents[host] = Agent(host, process, Line(ours))
-            stack.callback(ours.close)
+            log = self.folder / f"{host}.log"
+            self.agents[host] = Supervisor(host, self.topology.namespace(host), argument, log)
+            stack.callback(self.agents[host].close)
         for agent in self.agents.values():
             agent.process.wait_ready(READY_DEADLINE_S)
 
@@ -224,8 +215,12 @@ class Lab:
         learn."""
         if any(line.pending for line in lines):
             timeout_s = 0
-        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *lines]
+        agents = self.agents.values()
+        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
+        for agent in agents:
+            if agent in found:
+                agent.take()
         if self._relearning in found:
             changes = self._relearning.read()
             self.relearned += [one for one in changes if one.entry.mac in self._guest_macs and not one.gone]
@@ -245,7 +240,8 @@ class Lab:
 
     def usage(self) -> list[Usage]:
         """What each process of the lab holds now: agents and clients."""
-        return [Usage.of(process) for process in self._processes if process.wait(0) is None]
+        processes = [*(agent.process for agent in self.agents.values()), *self._processes]
+        return [Usage.of(process) for process in processes if process.wait(0) is None]
 
     def start_program(self, node: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ordinary program in a node, its standard output a pipe. OSError where there is no such

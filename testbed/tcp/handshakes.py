@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from testbed.kernel import inet_diag, packet
@@ -65,7 +65,7 @@ class HandshakeHold:
     def release(self) -> None:
         """The listeners hear again (rollback). Does nothing where nothing is held."""
         while self._held:
-            self._held.pop().setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            let_in([self._held.pop()])
 
     def __enter__(self) -> HandshakeHold:
         self.hold()
@@ -75,6 +75,15 @@ class HandshakeHold:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def let_in(listeners: Iterable[socket.socket]) -> None:
+    """Let `listeners` hear first segments again, whoever made them deaf. Does nothing to those that hear."""
+    for listener in listeners:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        except FileNotFoundError:
+            continue  # there is no filter on it
 
 
 class HalfOpen:

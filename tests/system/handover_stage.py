@@ -93,7 +93,8 @@ def make_host(name: str, mac: bytes = MAC, identity: Identity = IDENTITY) -> Hos
     """The guest's place on host `name`, unplugged."""
     host = Namespace.open(name)
     wire_hold(host, "br0")
-    guest = GuestWiring(host, "br0", name.replace("host", "guest"), GuestNic(mac, GUEST_4, GUEST_6)).namespace
+    nic = GuestNic(mac, GUEST_4, GUEST_6)
+    guest = GuestWiring.make(host, "br0", name.replace("host", "guest"), nic).namespace
     with guest.entered(), IPRoute() as route:
         for address, neighbour in ((CLIENT_4, "02:00:00:00:00:01"), (LOCAL_4, "02:00:00:00:00:02")):
             know(route, GUEST_INTERFACE, address, neighbour)

@@ -20,7 +20,7 @@ ARGUMENT = {"program": "echo", "host": "host-a", "fresh": True, "seed": 1, "max_
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that takes longer than the agent waits: the pause is given up, the guest runs on."""
     with Region.create(16 << 20) as ram, Namespace.create("guest") as namespace:
-        process = GuestProcess(ARGUMENT, ram, namespace)
+        process = GuestProcess.start(ARGUMENT, ram, namespace)
         process.ask({"do": "start"})
         os.kill(process.pid, signal.SIGSTOP)
         monkeypatch.setattr(guest_process, "ANSWER_DEADLINE_S", 0.2)

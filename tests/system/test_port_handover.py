@@ -204,7 +204,8 @@ def test_a_guest_whose_port_is_not_disabled_is_heard(monkeypatch: pytest.MonkeyP
     stage.make_network()
     heard = _listen_for_the_guest("host-a", "br0")
     monkeypatch.setattr(netlink, "BR_STATE_DISABLED", netlink.BR_STATE_FORWARDING)
-    GuestWiring(Namespace.open("host-a"), "br0", "guest", GuestNic(stage.MAC, stage.GUEST_4, stage.GUEST_6))
+    nic = GuestNic(stage.MAC, stage.GUEST_4, stage.GUEST_6)
+    GuestWiring.make(Namespace.open("host-a"), "br0", "guest", nic)
     assert select.select([heard], [], [], 3.0)[0]
 
 
@@ -226,11 +227,11 @@ def test_what_wiring_made_is_gone_when_it_fails_and_when_it_ends() -> None:
     stage.make_network()
     nic = GuestNic(stage.MAC, stage.GUEST_4, stage.GUEST_6)
     with pytest.raises(OSError, match="no such interface"):
-        GuestWiring(Namespace.open("host-a"), "br9", "guest", nic)
+        GuestWiring.make(Namespace.open("host-a"), "br9", "guest", nic)
     with pytest.raises(FileNotFoundError):
         Namespace.open("guest")
-    with GuestWiring(Namespace.open("host-a"), "br0", "guest", nic), pytest.raises(FileExistsError):
-        GuestWiring(Namespace.open("host-a"), "br0", "guest", nic)
+    with GuestWiring.make(Namespace.open("host-a"), "br0", "guest", nic), pytest.raises(FileExistsError):
+        GuestWiring.make(Namespace.open("host-a"), "br0", "guest", nic)
     with pytest.raises(FileNotFoundError):
         Namespace.open("guest")
 

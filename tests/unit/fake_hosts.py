@@ -14,7 +14,7 @@ from testbed.measure.trace import Trace
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
 from testbed.migration import wire
-from testbed.migration.errors import PeerLost
+from testbed.migration.errors import PeerLost, Undecided
 from testbed.migration.source import Plan, Source, SourceOutcome
 from testbed.migration.target import Target
 
@@ -137,6 +137,40 @@ class FakeTracker:
         self.running = False
 
 
+class Lease:
+    """Shared storage with one lease: whoever claims first has it. `cut` names those whom it does not answer,
+    `deaf` those whose claim is carried out and whose answer is lost, once.
+    """
+
+    def __init__(self) -> None:
+        self.holder = ""
+        self.cut: set[str] = set()
+        self.deaf: set[str] = set()
+        self.asked: list[str] = []
+
+    def of(self, name: str) -> FakeArbiter:
+        return FakeArbiter(self, name)
+
+
+@dataclass
+class FakeArbiter:
+    lease: Lease
+    name: str
+
+    def claim(self) -> bool:
+        self.lease.asked.append(self.name)
+        if self.name in self.lease.cut:
+            raise Undecided("no answer")
+        self.lease.holder = self.lease.holder or self.name
+        if self.name in self.lease.deaf:
+            self.lease.deaf.discard(self.name)
+            raise Undecided("no answer")
+        return self.lease.holder == self.name
+
+    def holds(self) -> bool:
+        return self.lease.holder == self.name
+
+
 @dataclass
 class FakeSource:
     ram: Region
@@ -147,6 +181,7 @@ class FakeSource:
     released: list[bytes] = field(default_factory=list)
     fail_at: str = ""
     calls: list[str] = field(default_factory=list)
+    arbiter: FakeArbiter | None = None
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -173,6 +208,12 @@ class FakeSource:
     def silence(self) -> None:
         self._call("silence")
 
+    def exposed(self) -> None:
+        self._call("exposed")
+
+    def committing(self) -> None:
+        self._call("committing")
+
     def held_frames(self) -> list[bytes]:
         self._call("held_frames")
         return self.frames.pop(0) if self.frames else []
@@ -198,6 +239,7 @@ class FakeTarget:
     state: str = "empty"
     fail_at: str = ""
     calls: list[str] = field(default_factory=list)
+    arbiter: FakeArbiter | None = None
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -223,6 +265,9 @@ class FakeTarget:
 
     def ready(self) -> None:
         self._call("ready")
+
+    def owned(self) -> None:
+        self._call("owned")
 
     def announce(self) -> None:
         self._call("announce")

@@ -66,8 +66,10 @@ def test_ram_is_equal_whatever_the_guest_writes(
 def test_the_steps_come_in_the_order_of_the_design() -> None:
     source, target = guest([[1, 2], [1]]), FakeTarget()
     meet(source, target)
-    assert source.calls == ["hold_handshakes", "pause", "devices", "silence", "held_frames", "held_frames"]
-    assert target.calls == ["provision", "prepare", "load", "take_network", "ready", "announce", "start"]
+    switchover = ["devices", "silence", "exposed", "held_frames", "committing", "held_frames"]
+    assert source.calls == ["hold_handshakes", "pause", *switchover]
+    before, after = ["provision", "prepare", "load", "take_network", "ready"], ["owned", "announce", "start"]
+    assert target.calls == [*before, *after]
 
 
 def test_untouched_and_zero_pages_are_not_sent_as_data() -> None:

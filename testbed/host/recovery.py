@@ -1,0 +1,119 @@
+"""An agent in the place of one that died: its guest is found, and brought to the one state that is right.
+
+What an agent leaves behind stands where it stood: a running guest runs, a paused one waits, frozen sockets
+are frozen, and what its supervisor kept (:mod:`testbed.host.keeper`) says how far a migration had come::
+
+    stage      the guest is    then
+    HOSTED     running         nothing was begun that anybody saw: it runs on
+    HOSTED     paused          its state had not left: it goes on here
+    EXPOSED    paused          with a lease: claimed, and it goes on here or is the other host's. Without one:
+                               it goes on here, for the other host discards what was never committed
+    YIELDED    paused          without a lease nobody can tell whether it runs there: it stays paused, until
+                               somebody who knows says ``resume`` or ``release``
+    ARRIVING   any             with a lease that is ours: as ARRIVED. Else it is removed, for it is another's
+    ARRIVED    attached        it is ours: its sockets are completed, and it goes on here
+    any        dead            it is removed: what is left of it is its disk
+
+Frames that the dead agent held are lost, and sent again by their senders.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from testbed.host import devices
+from testbed.host.guest_process import GuestError
+from testbed.host.hosted import HostedGuest
+from testbed.host.keeper import Keeper, Kept, Stage
+from testbed.host.network import Site
+from testbed.kernel import tcp_repair
+from testbed.memory.tracking import Capability
+from testbed.migration.errors import CommitInDoubt, Undecided
+from testbed.migration.source import TraceLike
+from testbed.tcp.handshakes import let_in
+from testbed.tcp.state import ConnectionState
+from testbed.tcp.thaw import release
+
+
+def recover(
+    site: Site, kept: Kept, keeper: Keeper, trackers: Sequence[Capability], trace: TraceLike
+) -> tuple[HostedGuest | None, str]:
+    """The guest that `kept` describes, if this host has one now, and a sentence on what was found.
+
+    While the storage that decides cannot be asked this waits. GuestError where the guest is dead: nothing of
+    it is left here then. CommitInDoubt, with the guest paused and kept, where nobody can decide.
+    """
+    try:
+        guest = HostedGuest.adopt(site, kept, trackers)
+    except GuestError:
+        keeper.drop()
+        raise
+    stage, found = keeper.journal.stage, guest.process.found
+    if not _is_ours(guest, stage, found, trace):
+        guest.close()
+        keeper.drop()
+        return None, f"{stage.name.lower()} and {found}: another host's, removed here"
+    wake(guest, keeper)
+    return guest, f"{stage.name.lower()} and {found}: runs here"
+
+
+def _is_ours(guest: HostedGuest, stage: Stage, found: str, trace: TraceLike) -> bool:
+    arbiter = guest.arbiter
+    if stage is Stage.ARRIVED:
+        return True
+    if stage is Stage.ARRIVING:
+        return arbiter is not None and arbiter.holds()
+    if found == "running" or stage is Stage.HOSTED:
+        return True
+    if arbiter is None:
+        if stage is Stage.YIELDED:
+            raise CommitInDoubt("the agent died after it had sent the commit: the guest may run elsewhere")
+        return True
+    while True:
+        try:
+            return arbiter.claim()
+        except Undecided as undecided:
+            trace.event("undecided", reason=str(undecided))
+            trace.flush()
+
+
+def wake(guest: HostedGuest, keeper: Keeper) -> None:
+    """Let a guest live that is this host's, however far its last agent had come: may be done twice."""
+    process, network = guest.process, guest.network
+    network.port.open()
+    if process.found == "running":
+        listeners = process.ask({"do": "stats"})["listeners"]
+        _let_in(guest, listeners)
+        network.deliver(())
+    else:
+        sockets = process.sockets()
+        _let_in(guest, [fd for _, fd, kind in sockets if kind == "listener"])
+        came = dict(devices.decode_sockets(keeper.connections()))
+        for slot, fd, kind in sockets:
+            if kind == "connection":
+                state = came.get(slot)
+                _release(guest, fd, state if isinstance(state, ConnectionState) else None)
+        network.deliver(())
+        network.announcer.announce()
+        process.unpause()
+    keeper.journal.write(Stage.HOSTED)
+
+
+def _let_in(guest: HostedGuest, listeners: Sequence[int]) -> None:
+    with ExitStack() as stack:
+        let_in([stack.enter_context(guest.process.borrow(fd)) for fd in listeners])
+
+
+def _release(guest: HostedGuest, fd: int, state: ConnectionState | None) -> None:
+    """Out of repair mode, if it is in it. `state` is what came with a guest that was on its way in."""
+    with guest.process.borrow(fd) as sock:
+        if not tcp_repair.in_repair(sock):
+            return
+        if state is not None:
+            release(sock, state, probe=False)
+        else:
+            tcp_repair.repair_off(sock, probe=False)
+            # Repair mode has hidden it; every connection of a guest has it, from its listener.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
