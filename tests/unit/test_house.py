@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover"),
+    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.host", "testbed.clients"),
@@ -51,6 +51,9 @@ PURE = (
     "testbed/scenario/outcome.py",
     "testbed/scenario/plan.py",
     "testbed/scenario/units.py",
+    "testbed/storage/lun.py",
+    "testbed/storage/lun_json.py",
+    "testbed/storage/nbd.py",
     "testbed/tcp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
