@@ -225,7 +225,9 @@ SOURCE_ALONE: Table[SourceOwnership] = {
         Event.PEER_REFUSED: _S.OWNER,
         Event.FAILED: _S.IN_DOUBT,
     },
-    _S.YIELDED: SOURCE[_S.YIELDED],
+    _S.YIELDED: {
+        Event.FAILED: _S.YIELDED,
+    },
 }
 """The source's table without shared storage."""
 
@@ -237,7 +239,10 @@ TARGET_ALONE: Table[TargetOwnership] = {
         Event.ABORT_HEARD: _T.DISCARDED,
         Event.FAILED: _T.DISCARDED,
     },
-    _T.OWNER: TARGET[_T.OWNER],
+    _T.OWNER: {
+        Event.PEER_LOST: _T.OWNER,
+        Event.FAILED: _T.OWNER,
+    },
     _T.DISCARDED: TARGET[_T.DISCARDED],
 }
 """The target's table without shared storage."""
