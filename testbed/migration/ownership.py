@@ -319,7 +319,7 @@ def seen(lease: Lease, who: str, epoch: int) -> Event:
 
 
 def ram_is_good(ram_epoch: int | None, epoch: int) -> bool:
-    """Whether RAM found by a host that holds `epoch` is the guest's newest state; else the VM boots from disk.
+    """Whether RAM found by a host that holds `epoch` is the guest's newest state; else the VM boots its disk.
 
     `ram_epoch` is stored with the RAM: the epoch that the guest ran under, or for a verified copy the epoch
     that the source had; None where there is no RAM or a copy that was not verified. RAM that is found good

@@ -102,7 +102,7 @@ BEGIN = World(
 
 def change(world: World, i: int, **fields: Any) -> World:
     host = world.hosts[i]._replace(**fields)
-    return world._replace(hosts=(host, world.hosts[1]) if i == FROM else (world.hosts[0], host))
+    return World((host, world.hosts[TO]) if i == FROM else (world.hosts[FROM], host), *world[1:])
 
 
 def queue(world: World, i: int, messages: tuple[str, ...]) -> World:
@@ -154,7 +154,7 @@ def start(world: World, i: int, rules: Rules) -> World:
     world = change(world, i, ram=host.epoch, runs=True, newest=host.newest if warm else True)
     world = change(world, 1 - i, newest=False)
     old = tuple(STALE_STATE_END if one == STATE_END else one for one in world.queues[1 - i])
-    return queue(world, 1 - i, old)
+    return queue(world, 1 - i, old) if old else world
 
 
 class Model:
@@ -416,37 +416,32 @@ def search(rules: Rules, faults: int = UNBOUNDED) -> Searched:
     came: dict[World, tuple[World, str] | None] = {BEGIN: None}
     onward: dict[World, tuple[Step, ...]] = {}
     transitions = 0
-    layer = deque([BEGIN])  # worlds that some number of faults leads to
-    after_a_fault: deque[tuple[World, str, World]] = deque()
-    while layer:
-        world = layer.popleft()
+    near = deque([BEGIN])
+    beyond: list[tuple[World, Step]] = []  # what one more fault leads to
+
+    def reach(before: World, step: Step) -> None:
+        if step.to in came:
+            return
+        came[step.to] = (before, step.label)
+        near.append(step.to)
+        wrong = broken(step.to, rules.lease)
+        if wrong:
+            raise Broken("\n".join([*way(came, step.to), f"-> {wrong}"]))
+
+    while near:
+        world = near.popleft()
         try:
-            steps = list(model.steps(world))
+            steps = [step for step in model.steps(world) if step.to != world]
         except OutOfOrder as error:
             raise Broken("\n".join([*way(came, world), f"-> not in the table: {error}"])) from error
         transitions += len(steps)
-        onward[world] = tuple(step for step in steps if step.kind != FAULT and step.to != world)
-        for step in steps:
-            if step.to in came:
-                continue
-            if step.kind == FAULT:
-                after_a_fault.append((world, step.label, step.to))
-                continue
-            came[step.to] = (world, step.label)
-            check(came, step.to, rules)
-            layer.append(step.to)
-        if not layer and faults:
+        onward[world] = tuple(step for step in steps if step.kind != FAULT)
+        beyond += [(world, step) for step in steps if step.kind == FAULT and step.to not in came]
+        for step in onward[world]:
+            reach(world, step)
+        if not near and faults:
             faults -= 1
-            for before, label, to in after_a_fault:
-                if to not in came:
-                    came[to] = (before, label)
-                    check(came, to, rules)
-                    layer.append(to)
-            after_a_fault.clear()
+            for before, step in beyond:
+                reach(before, step)
+            beyond.clear()
     return Searched(came, onward, frozenset(model.used), transitions)
-
-
-def check(came: Mapping[World, tuple[World, str] | None], world: World, rules: Rules) -> None:
-    wrong = broken(world, rules.lease)
-    if wrong:
-        raise Broken("\n".join([*way(came, world), f"-> {wrong}"]))

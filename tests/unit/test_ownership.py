@@ -32,7 +32,7 @@ def test_a_migration_alone() -> None:
     assert source.note(Event.COMMIT_SENT) is SourceOwnership.COMMITTED
     assert target.note(Event.COMMIT_HEARD).may_run
     assert source.note(Event.FAILED) is SourceOwnership.IN_DOUBT
-    assert not (source.state.may_run or source.state.must_claim or source.state.may_delete)
+    assert [source.state.may_run, source.state.must_claim, source.state.may_delete] == [False] * 3
     assert (source.epoch, target.epoch) == (0, 0)
 
 
