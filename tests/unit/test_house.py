@@ -41,6 +41,7 @@ PURE = (
     "testbed/measure/continuity.py",
     "testbed/measure/pattern.py",
     "testbed/migration/errors.py",
+    "testbed/migration/ownership.py",
     "testbed/migration/phases.py",
     "testbed/migration/source.py",
     "testbed/migration/strategy.py",
