@@ -10,7 +10,8 @@ not carried out. Times are CLOCK_MONOTONIC nanoseconds. The guest's first messag
 
 Orders, the states in which each is obeyed, and the answers:
 
-    {"do": "start"}     new -> running         first boot: {"running": t_ns}
+    {"do": "start"}     new -> running         first boot: {"running": t_ns}. With "disk": {"bytes"} and one
+                                               descriptor the guest has a disk, see below
     {"do": "pause"}     running -> paused      {"paused": true, "t_ns", "registers": {...}, "last": bool,
                                                 "sockets": [[slot, fd, "listener" | "connection"], ...]}
                                                at most SOCKETS_A_MESSAGE of them; more follow in messages
@@ -19,15 +20,27 @@ Orders, the states in which each is obeyed, and the answers:
     {"do": "attach", "registers": {...}, "sockets": [[slot, kind], ...], "gone": [slot, ...], "last"} + fds
                         new -> attached        as many messages as needed, registers in the first, at most
                                                FDS_A_MESSAGE descriptors in each, the sockets' in their order;
-                                               only the last is answered: {"attached": true}
+                                               only the last is answered: {"attached": true}. A guest with a
+                                               disk needs a socket [0, "disk"] too, and "disk": {"bytes"} in
+                                               the same message
     {"do": "resume"}    attached -> running    {"running": t_ns}
     {"do": "sockets"}   paused, attached       {"sockets", "last"} as for pause, for an agent that takes over
     {"do": "stats"}     any                    {"state", "steps", "connections", ...}: see Machine.stats
     {"do": "sync", "token"}  any               {"token", "state"}: earlier answers were another agent's
+    {"do": "disk"} + fd running, paused,       {"connected": true}: another connection of its disk, for that
+                        attached               which it had; with "disk": {"bytes"} if the disk has grown
     {"do": "stop"}      any                    {"stopped": true}, and the process ends with 0
 
 `gone` names connections that could not be moved; their program sees a reset. A slot of RAM that is in
 neither list is an error, so that no connection is lost in silence.
+
+A disk's descriptor is a connected socket in the transmission phase of NBD, with simple replies. A running
+guest may say of it, unasked and at any time, so perhaps before the answer to an order (:func:`is_unasked`):
+
+    {"fenced": text}    the disk answered EPERM: it is another host's. The state is *fenced* from now on: the
+                        guest runs nothing and sends nothing more, and obeys stats and stop alone
+    {"disk": "lost"}    the connection of the disk ended. The guest runs on, its requests wait for an order
+                        "disk"
 
 A byte shared between the two (descriptor 2 of the guest, a page) tells the guest between two handlers that
 an order waits. The agent sets it to 1 *before* it sends the pause; the guest sets it back. Without it a
@@ -39,7 +52,7 @@ from __future__ import annotations
 import array
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 FDS_A_MESSAGE = 253  # SCM_MAX_FD, <net/scm.h>
@@ -53,6 +66,11 @@ class ControlError(Exception):
 
 class ControlClosed(Exception):
     """The other side is gone."""
+
+
+def is_unasked(message: Mapping[str, Any]) -> bool:
+    """Whether the guest says this of itself, in answer to nothing."""
+    return message.keys() == {"fenced"} or message == {"disk": "lost"}
 
 
 class Control:

@@ -18,14 +18,17 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import Enum
 from typing import Any
 
 from testbed.guest.control import SOCKETS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.guest.disk import Disk, DiskLost, Fenced
 from testbed.guest.heap import HeapError
 from testbed.guest.load import Load, fill
 from testbed.guest.memory import Memory
 from testbed.guest.program import GuestFault, ProgramError, load_program
+from testbed.guest.ring import Ring
 from testbed.guest.service import COUNTERS, Service
 from testbed.guest.spec import BACKLOG, MachineSpec, listening_socket, tcp_socket
 from testbed.memory.region import Region
@@ -45,6 +48,7 @@ class State(Enum):
     RUNNING = "running"
     PAUSED = "paused"
     ATTACHED = "attached"
+    FENCED = "fenced"
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -56,6 +60,7 @@ ORDERS: dict[str, tuple[State, ...]] = {
     "attach": (State.NEW,),
     "resume": (State.ATTACHED,),
     "sockets": (State.PAUSED, State.ATTACHED),
+    "disk": (State.RUNNING, State.PAUSED, State.ATTACHED),
     "stats": tuple(State),
     "sync": tuple(State),
     "stop": tuple(State),
@@ -78,6 +83,7 @@ class Machine:
         self._listeners: Listeners = {}
         self._service: Service | None = None
         self._load: Load | None = None
+        self._disk: Disk | None = None
         self._attached: list[int] = []
         self._registers: dict[str, Any] = {}
         self._steps = 0
@@ -129,6 +135,10 @@ class Machine:
                 elif fd == self._control.fileno():
                     self._obey(wait=False)
                     break  # whatever it was: nothing of this batch may run after a pause
+                elif self._disk is not None and fd == self._disk.fd:
+                    self._serve_disk(self._disk, service, events)
+                    if self.state is not State.RUNNING:
+                        return
                 if flag[0]:
                     break
             if flag[0]:
@@ -152,6 +162,18 @@ class Machine:
         if self._service is None or self._load is None:
             raise RuntimeError("the machine has not been started or attached")
         return self._service, self._load
+
+    def _serve_disk(self, disk: Disk, service: Service, events: int) -> None:
+        """Take an answer of the disk. One that fences this guest is the last that it does."""
+        self._steps += 1
+        try:
+            disk.ready(events, service.disk_done)
+        except Fenced as error:
+            self.state = State.FENCED
+            self._ran_ns += time.monotonic_ns() - self._running_since_ns
+            self._control.send({"fenced": str(error)})
+        except DiskLost:
+            self._control.send({"disk": "lost"})
 
     def _sweep(self, service: Service) -> None:
         now_s = time.monotonic()
@@ -191,8 +213,8 @@ class Machine:
                 raise ControlError(f"no order {order!r}: one of {', '.join(ORDERS)}")
             if self.state not in allowed:
                 raise ControlError(f"cannot {order} while {self.state.value}")
-            if order == "attach":
-                answer = self._order_attach(message, fds)
+            if order in ("start", "attach", "disk"):
+                answer = getattr(self, f"_order_{order}")(message, fds)
             elif order == "sync":
                 answer = {"token": message.get("token"), "state": self.state.value}
             else:
@@ -205,10 +227,13 @@ class Machine:
         if answer is not None:
             self._control.send(answer)
 
-    def _order_start(self) -> dict[str, Any]:
+    def _order_start(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self.state = State.FAILED
         memory = Memory(self.region.view)
         fill(memory, self.spec.fill, self.spec.seed)
+        if "disk" in message:
+            self._disk = Disk(memory, self._epoll, _disk_bytes(message, fds))
+            self._disk.connect(_disk_socket(fds[0]))
         self._assemble(memory, fresh=True)
         for address in self.spec.addresses:
             self._listen(listening_socket(address, self.program_class))
@@ -218,6 +243,8 @@ class Machine:
         self._flag[0] = 0
         self.state = State.PAUSED
         paused_ns = time.monotonic_ns()
+        if self._disk is not None:
+            self._disk.pause()
         for listener in self._listeners.values():
             while self._accept(listener, BACKLOG) == BACKLOG:
                 pass
@@ -244,7 +271,10 @@ class Machine:
         self.state = State.FAILED
         if self._service is None:
             self._restore_registers(message.get("registers"))
-            self._assemble(Memory(self.region.view), fresh=False)
+            memory = Memory(self.region.view)
+            if Ring.in_ram(memory):
+                self._disk = Disk(memory, self._epoll)
+            self._assemble(memory, fresh=False)
         service, _ = self._running_parts()
         sockets = message.get("sockets", [])
         if len(sockets) != len(fds):
@@ -255,6 +285,8 @@ class Machine:
                 self._attached.append(slot)
             elif kind == "listener":
                 self._listen(socket.socket(fileno=fd))
+            elif kind == "disk":
+                self._reconnect_disk(message, fd)
             else:
                 raise ControlError(f"no kind of socket {kind!r}")
         for slot in message.get("gone", []):
@@ -265,11 +297,19 @@ class Machine:
         missing = set(service.table.slots()) - set(self._attached)
         if missing:
             raise ControlError(f"{len(missing)} connections came without a socket: slot {min(missing)} ...")
+        if self._disk is not None and self._disk.fd < 0:
+            raise ControlError("the guest has a disk, and no socket of it came")
         self.state = State.ATTACHED
         return {"attached": True}
 
     def _order_resume(self) -> dict[str, Any]:
         return self._go()
+
+    def _order_disk(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if len(fds) != 1:
+            raise ControlError(f"{len(fds)} descriptors came with a disk: one is needed")
+        self._reconnect_disk(message, fds[0])
+        return {"connected": True}
 
     def _order_stats(self) -> dict[str, Any]:
         return self.stats()
@@ -285,7 +325,7 @@ class Machine:
         raises.
         """
         program = self.program_class(memory)
-        program.host = self.spec.host
+        program.host, program.disk = self.spec.host, self._disk
         service = Service(
             program, memory, self._epoll, tcp_socket, time.monotonic_ns,
             max_connections=self.spec.max_connections, linger_ns=self.spec.linger_ns,
@@ -294,7 +334,8 @@ class Machine:
         handler = "boot"
         try:
             if fresh:
-                program.boot()
+                with self._disk.booting() if self._disk is not None else nullcontext():
+                    program.boot()
             handler = "attach"
             program.attach()
         except Exception as error:
@@ -307,16 +348,27 @@ class Machine:
         self._listeners[listener.fileno()] = listener
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
+    def _reconnect_disk(self, message: dict[str, Any], fd: int) -> None:
+        """Give the disk the connection `fd`; it may have grown. ControlError where there is no disk."""
+        if self._disk is None:
+            raise ControlError("a socket of a disk came, and the guest has no disk")
+        if "disk" in message:
+            self._disk.grow(_disk_bytes(message, [fd]))
+        self._disk.connect(_disk_socket(fd))
+
     def _go(self) -> dict[str, Any]:
         self.state = State.RUNNING
         self._running_since_ns = time.monotonic_ns()
         if self._load is not None:
             self._load.resume(self._running_since_ns)
+        if self._disk is not None:
+            self._disk.resume()
         return {"running": self._running_since_ns}
 
     def _owned(self) -> set[int]:
         bound = self._service.bound() if self._service is not None else []
-        return {*self._listeners, *(fd for _, fd in bound)}
+        disk = self._disk.fd if self._disk is not None else -1
+        return {*self._listeners, *(fd for _, fd in bound), disk}
 
     def registers(self) -> dict[str, Any]:
         """What the machine remembers outside RAM; JSON-able."""
@@ -342,7 +394,7 @@ class Machine:
 
         `listeners` are descriptors; `faults` counts the program's, `fault_lines` has the first of them;
         `refused` are connections for which there was no slot or memory, `lingered` those whose peer never
-        ended.
+        ended; `disk` is there where the guest has one, see Disk.stats.
         """
         answer: dict[str, Any] = {"state": self.state.value, "host": self.spec.host, "steps": self._steps}
         if self._service is None or self._load is None:
@@ -364,7 +416,25 @@ class Machine:
             "load": self._load.stats(ran_ns),
             "heap": {"used_bytes": heap.used_bytes, "free_bytes": heap.free_bytes},
             "program": program,
+            **({"disk": self._disk.stats()} if self._disk is not None else {}),
         }
+
+
+def _disk_bytes(message: dict[str, Any], fds: list[int]) -> int:
+    """How large the message says that the disk is. Raises ControlError."""
+    described = message["disk"]
+    size = described.get("bytes") if isinstance(described, dict) else None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ControlError(f'a disk is described by {{"bytes": N}}, not by {described!r:.80}')
+    if len(fds) != 1:
+        raise ControlError(f"{len(fds)} descriptors came with a disk: one is needed")
+    return size
+
+
+def _disk_socket(fd: int) -> socket.socket:
+    connection = socket.socket(fileno=fd)
+    connection.setblocking(False)
+    return connection
 
 
 def main(argument: dict[str, Any], fds: Sequence[int]) -> int:

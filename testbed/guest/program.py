@@ -29,6 +29,7 @@ import importlib
 from typing import Any
 
 from testbed.guest.connections import Connection
+from testbed.guest.disk import Disk
 from testbed.guest.memory import Memory
 
 __all__ = ["SHIPPED", "Connection", "GuestFault", "Memory", "Program", "ProgramError", "load_program"]
@@ -70,6 +71,9 @@ class Program:
     """The host which the guest runs on just now. Set by the machine before :meth:`attach`: not guest
     state."""
 
+    disk: Disk | None = None
+    """The guest's disk, where it has one. Set by the machine before :meth:`boot`."""
+
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
 
@@ -97,6 +101,10 @@ class Program:
     def closed(self, connection: Connection) -> None:
         """The connection is over in both directions, or was reset. Its state can still be read; nothing can
         be sent."""
+
+    def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
+        """The request of :attr:`disk` with `tag` is done, or failed with `error` (the protocol's name of it,
+        such as EIO). `data` is what was read: a view of RAM, good until the handler returns."""
 
     def stats(self) -> dict[str, Any]:
         """What the result should say of this program (JSON-able)."""

@@ -8,14 +8,16 @@
 
 `migrate` copies RAM byte for byte, makes a new program object on the copy and wipes the old RAM: what the
 program kept anywhere else is gone, just as it would be on another host. The sockets' queues go along, as
-they do.
+they do. A program with a disk is given one that answers at once or when the test wants it (`disk`).
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT
-from typing import Any
+from typing import Any, Protocol
 
+from testbed.guest.disk import Disk, DiskLost, DiskTransport, Fenced
 from testbed.guest.memory import Memory
 from testbed.guest.program import Program
 from testbed.guest.service import LINGER_NS, TCP_CLOSE, Service
@@ -108,6 +110,20 @@ class Peer:
         return events | EPOLLHUP if self._ended and self.guest_ended else events
 
 
+class RehearsedTransport(DiskTransport, Protocol):
+    """A connection to a disk, and what epoll would say of it."""
+
+    def events(self) -> int: ...
+
+
+class RehearsedDisk(Protocol):
+    """A disk for a rehearsal: how large it is, and a new connection of it for each start and each move."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    def connect(self) -> RehearsedTransport: ...
+
+
 class _Socket:
     """The guest's descriptor of a peer: `send` means the other direction there."""
 
@@ -150,7 +166,10 @@ class _Poller:
 
 
 class Rehearsal:
-    """Runs `program_class` in `ram_bytes` of ordinary memory, on a host called `host`."""
+    """Runs `program_class` in `ram_bytes` of ordinary memory, on a host called `host`.
+
+    `fenced` has the disk's last word once it belongs to another; nothing runs then.
+    """
 
     def __init__(
         self,
@@ -159,6 +178,7 @@ class Rehearsal:
         ram_bytes: int = 4 << 20,
         host: str = "host-a",
         max_connections: int = 64,
+        disk: RehearsedDisk | None = None,
     ) -> None:
         self.host = host
         self.now_ns = 0
@@ -166,6 +186,10 @@ class Rehearsal:
         self._class = program_class
         self._next_fd = 100
         self._max_connections = max_connections
+        self._disk_source = disk
+        self._transport: RehearsedTransport | None = None
+        self.disk: Disk | None = None
+        self.fenced: str | None = None
         self._assemble(bytearray(ram_bytes), fresh=True)
 
     def connect(self, window_bytes: int = 1 << 20) -> Peer:
@@ -187,7 +211,11 @@ class Rehearsal:
     def step(self) -> bool:
         """One handler at most for each connection, as the machine does; False when there was nothing to do.
         """
-        busy = False
+        if self.fenced is not None:
+            return False
+        if self.disk is not None:
+            self.disk.resume()
+        busy = self._step_disk()
         for _, fd in self.service.bound():
             events = self._poller.ready(fd, self.peers[fd].events()) if fd in self._poller.wanted else 0
             if events:
@@ -198,6 +226,25 @@ class Rehearsal:
             self.service.run_queued()
             busy = True
         return busy
+
+    def _step_disk(self) -> bool:
+        if self.disk is None or self._transport is None or self.disk.fd < 0:
+            return False
+        events = self._poller.ready(self.disk.fd, self._transport.events())
+        try:
+            if events:
+                self.disk.ready(events, self.service.disk_done)
+        except Fenced as error:
+            self.fenced = str(error)
+        except DiskLost:
+            self._transport = None
+        return bool(events)
+
+    def reconnect_disk(self) -> None:
+        """Give the guest another connection of its disk, in place of what it has."""
+        if self.disk is not None and self._disk_source is not None:
+            self._transport = self._disk_source.connect()
+            self.disk.connect(self._transport)
 
     def migrate(self, host: str = "host-b") -> None:
         """Go on elsewhere, with the bytes of RAM and the sockets; the old RAM is wiped. Nothing is run yet.
@@ -224,6 +271,10 @@ class Rehearsal:
         memory = Memory(memoryview(ram))
         self.program = self._class(memory)
         self.program.host = self.host
+        if self._disk_source is not None:
+            self.disk = Disk(memory, self._poller, self._disk_source.size_bytes if fresh else None)
+            self.reconnect_disk()
+            self.program.disk = self.disk
         self.service = Service(
             self.program,
             memory,
@@ -233,5 +284,6 @@ class Rehearsal:
             max_connections=self._max_connections,
         )
         if fresh:
-            self.program.boot()
+            with self.disk.booting() if self.disk is not None else nullcontext():
+                self.program.boot()
         self.program.attach()

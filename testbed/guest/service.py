@@ -241,6 +241,13 @@ class Service:
             words[base] = flags & ~AGAIN
             self._call(self.program.received, connection)
 
+    def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
+        """A request of the program's to its disk is done: tell it."""
+        try:
+            self.program.disk_done(tag, error, data)
+        except Exception as problem:
+            self._note_fault("disk_done", problem)
+
     # -- events ------------------------------------------------------------------------------------------
 
     def _readable(self, connection: Connection) -> None:
@@ -349,10 +356,13 @@ class Service:
 
     def _fault(self, handler: str, error: Exception, connection: Connection) -> None:
         """Count and keep what the program did, and close the connection that it did it on."""
+        self._note_fault(handler, error)
+        self._words[connection.base] |= CLOSING
+
+    def _note_fault(self, handler: str, error: Exception) -> None:
         self.counters[FAULTS] += 1
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append(str(GuestFault(type(self.program).__name__, handler, error)))
-        self._words[connection.base] |= CLOSING
 
     def _settle(self, connection: Connection) -> None:
         """Bring the socket and the poller in line with the record."""

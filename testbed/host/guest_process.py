@@ -17,7 +17,7 @@ from typing import Any, Self
 from netns import syscalls
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
-from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.guest.control import FDS_A_MESSAGE, Control, ControlClosed, ControlError, is_unasked
 from testbed.host.keeper import Kept
 from testbed.memory.region import Region
 
@@ -48,6 +48,8 @@ class GuestProcess:
         self._control = Control(control)
         self._attached = False
         self._late_answers = 0
+        self.unasked: list[dict[str, Any]] = []
+        """What the guest has said of itself and of its disk, as far as it was heard; the caller takes it."""
 
     @classmethod
     def start(cls, argument: Mapping[str, Any], ram: Region, namespace: Namespace) -> Self:
@@ -110,9 +112,11 @@ class GuestProcess:
                 raise
             return "dead"
 
-    def ask(self, message: dict[str, Any], deadline_s: float = ANSWER_DEADLINE_S) -> dict[str, Any]:
-        """Send an order and return its answer. Raises GuestError."""
-        self._send(message)
+    def ask(
+        self, message: dict[str, Any], deadline_s: float = ANSWER_DEADLINE_S, fds: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Send an order, with duplicates of `fds`, and return its answer. Raises GuestError."""
+        self._send(message, fds)
         return self._receive(deadline_s)[0]
 
     def pause(self) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
@@ -189,15 +193,19 @@ class GuestProcess:
         return message, fds
 
     def _next(self, end: float, deadline_s: float) -> tuple[dict[str, Any], list[int]]:
-        if not select.select([self._control], [], [], max(end - time.monotonic(), 0))[0]:
-            self._late_answers += 1
-            raise GuestError(f"the guest did not answer within {deadline_s:g} s")
-        try:
-            received = self._control.receive()
-        except (ControlClosed, ControlError, OSError) as error:
-            raise GuestError(f"the guest's process ended{self._last_words()}") from error
-        assert received is not None
-        return received
+        """The next answer; what comes unasked is put aside."""
+        while True:
+            if not select.select([self._control], [], [], max(end - time.monotonic(), 0))[0]:
+                self._late_answers += 1
+                raise GuestError(f"the guest did not answer within {deadline_s:g} s")
+            try:
+                received = self._control.receive()
+            except (ControlClosed, ControlError, OSError) as error:
+                raise GuestError(f"the guest's process ended{self._last_words()}") from error
+            assert received is not None
+            if not is_unasked(received[0]):
+                return received
+            self.unasked.append(received[0])
 
     def _last_words(self) -> str:
         """What the process wrote last, once it has ended or a second is over."""

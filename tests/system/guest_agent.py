@@ -7,7 +7,7 @@ import mmap
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,26 +46,31 @@ class FakeAgent:
         assert received is not None
         return received
 
-    def ask(self, order: str, **fields: Any) -> dict[str, Any]:
-        self.control.send({"do": order, **fields})
+    def ask(self, order: str, *, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        self.control.send({"do": order, **fields}, fds)
         return self.receive()[0]
 
     def pause(self) -> dict[str, Any]:
         self.flag[0] = 1
         return self.ask("pause")
 
-    def take_over(self, other: FakeAgent) -> None:
-        """Pause `other`, copy its RAM and sockets, run here, end it there."""
+    def take_over(self, other: FakeAgent, disk: tuple[int, int] | None = None) -> None:
+        """Pause `other`, copy its RAM and sockets, run here, end it there. `disk`: how many bytes it has, and
+        the descriptor of its connection here.
+        """
         paused = other.pause()
         assert paused["last"]
         self.region.view[:] = other.region.view
         fds = [syscalls.pidfd_getfd(other.process.pidfd, fd) for _, fd, _ in paused["sockets"]]
         named = [[slot, kind] for slot, _, kind in paused["sockets"]]
         step = FDS_A_MESSAGE
+        if disk is not None:
+            named, fds = [[0, "disk"], *named], [os.dup(disk[1]), *fds]
         for start in range(0, len(fds), step):
             last = start + step >= len(fds)
             message = {"do": "attach", "sockets": named[start : start + step], "last": last}
             if not start:
+                message |= {"disk": {"bytes": disk[0]}} if disk is not None else {}
                 message["registers"] = json.loads(json.dumps(paused["registers"]))
             self.control.send(message, fds[start : start + step])
         assert self.receive()[0] == {"attached": True}

@@ -43,3 +43,28 @@ class NoBoot(Program):
 
     def boot(self) -> None:
         raise RuntimeError("no boot")
+
+
+class Scribe(Program):
+    """Writes a sector and flushes it for each byte that comes; counts what is done."""
+
+    port = 7005
+
+    def attach(self) -> None:
+        self.begun = self.memory.counter("begun")
+        self.finished = self.memory.counter("finished")
+
+    def received(self, connection: Connection) -> None:
+        assert self.disk is not None
+        for byte in bytes(connection.inbox):
+            self.disk.write(self.begun.value * 512, bytes([byte]) * 512, 0)
+            self.disk.flush(1)
+            self.begun.add()
+        connection.send(connection.inbox)
+        connection.consume(len(connection.inbox))
+
+    def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
+        self.finished.add(tag)
+
+    def stats(self) -> dict[str, int]:
+        return {"begun": self.begun.value, "finished": self.finished.value}
