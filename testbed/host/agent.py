@@ -205,6 +205,7 @@ class Agent:
             "resumed_ns": outcome.resumed_ns,
             "late_frames": outcome.late_frames,
             "audited": outcome.audited,
+            "left_behind": outcome.left_behind,
             "refrozen": departing.refrozen,
             "urgent": departing.urgency.granted,
             "last_heard_ns": departing.last_heard_ns,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -172,12 +173,14 @@ class DepartingGuest:
         self.urgency.lower()
 
     def delete(self) -> None:
-        """Take the last figures of this host's part of the network, then remove all of the guest."""
-        heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
-        self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
-        self.counts = self._guest.network.counts
-        self._give_back_sockets()
-        self._guest.close()
+        """Take the last figures of this host's part of the network, then remove all of the guest, whatever
+        becomes of the figures."""
+        with ExitStack() as stack:
+            stack.callback(self._guest.close)
+            stack.callback(self._give_back_sockets)
+            heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
+            self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
+            self.counts = self._guest.network.counts
 
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):

@@ -98,6 +98,8 @@ def _outcome(told: Told) -> model.Outcome:
 def _reason(told: Told) -> str | None:
     answers = {told.source: told.source_answer, told.target: told.target_answer}
     reasons = [f"{host}: {one['error']}" for host, one in answers.items() if "error" in one]
+    if left_behind := told.source_answer.get("left_behind"):
+        reasons.append(f"{told.source}: its copy is not wholly removed: {left_behind}")
     if not told.guest_runs:
         reasons.append("the guest does not run any more")
     return "; ".join(reasons) or None

@@ -96,6 +96,13 @@ def test_an_error_before_the_commit_is_a_rollback_and_its_blackout_ends_at_the_s
     assert one.reason == "host-a: RAM altered; host-b: told so"
 
 
+def test_a_source_that_is_not_wholly_removed_is_told_and_the_migration_completed() -> None:
+    one = made(replace(TOLD, source_answer=SOURCE | {"left_behind": "OSError: busy", "counts": {}}))
+    assert one.outcome == "completed"
+    assert one.reason == "host-a: its copy is not wholly removed: OSError: busy"
+    assert verdicts(one) == ["deleted"]
+
+
 def test_an_error_without_a_rollback_is_a_failure() -> None:
     assert made(replace(TOLD, target_answer={"error": "gone"})).outcome == "failed"
 
