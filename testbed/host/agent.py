@@ -61,6 +61,8 @@ class Agent:
         self._guest: HostedGuest | None = None
         self._import_path: list[str] = []
         self._late_until_ns = 0
+        self._counts: dict[str, int] = {}
+        """This host's part of the network in a migration that failed."""
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "boot": self._boot,
             "receive": self._receive,
@@ -88,6 +90,7 @@ class Agent:
         if message["do"] == "cancel":
             return  # too late: the migration's own answer has said so
         command = self._commands.get(message["do"])
+        self._counts = {}
         try:
             if command is None:
                 raise LocalError(f"no command {message['do']!r}")
@@ -95,7 +98,7 @@ class Agent:
         except Exception as error:
             fault = error.fault if isinstance(error, MigrationError) else "local"
             answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
-            answer["in_doubt"] = isinstance(error, CommitInDoubt)
+            answer |= {"in_doubt": isinstance(error, CommitInDoubt), "counts": self._counts}
         self._trace.flush()
         self._line.send(answer)
 
@@ -171,6 +174,7 @@ class Agent:
                 self._guest = arriving.settle()
             finally:
                 arriving.urgency.lower()
+                self._counts = arriving.counts
                 channel.close()
                 gc.enable()
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
@@ -195,6 +199,7 @@ class Agent:
             self._guest = None
         finally:
             departing.urgency.lower()
+            self._counts = departing.counts
             channel.close()
             gc.enable()
         return {

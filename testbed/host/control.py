@@ -1,8 +1,8 @@
 """How the orchestrator tells an agent what to do: one JSON object a line, over a Unix socket.
 
 A request has ``do`` and whatever that command needs. Its answers are ``{"ok": ...}`` or ``{"error": text,
-"kind": name}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is under
-way, ``cancel`` excepted, which has no answer of its own.
+"kind": name, ...}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is
+under way, ``cancel`` excepted, which has no answer of its own.
 """
 
 from __future__ import annotations
