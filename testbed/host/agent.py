@@ -70,6 +70,8 @@ class Agent:
         self._import_path: list[str] = []
         self._late_until_ns = 0
         self._last: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+        """This host's part of the network in a migration that failed."""
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "boot": self._boot,
             "receive": self._receive,
@@ -106,6 +108,7 @@ class Agent:
         if message["do"] == "cancel":
             return  # too late: the migration's own answer has said so
         command = self._commands.get(message["do"])
+        self._counts = {}
         try:
             if command is None:
                 raise LocalError(f"no command {message['do']!r}")
@@ -117,11 +120,10 @@ class Agent:
         self._trace.flush()
         self._reception.send(answer)
 
-    @staticmethod
-    def _explained(error: Exception) -> dict[str, Any]:
+    def _explained(self, error: Exception) -> dict[str, Any]:
         fault = error.fault if isinstance(error, MigrationError) else "local"
         answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
-        return answer | {"in_doubt": isinstance(error, CommitInDoubt)}
+        return answer | {"in_doubt": isinstance(error, CommitInDoubt), "counts": self._counts}
 
     def _next_command(self) -> dict[str, Any]:
         """Wait for a command, meanwhile announcing on schedule and delivering stragglers."""
@@ -196,6 +198,7 @@ class Agent:
                 self._guest = arriving.settle()
             finally:
                 arriving.urgency.lower()
+                self._counts = arriving.counts
                 channel.close()
                 gc.enable()
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
@@ -221,6 +224,7 @@ class Agent:
             if departing.deleted:
                 self._guest = None
             departing.urgency.lower()
+            self._counts = departing.counts
             channel.close()
             gc.enable()
         return {
@@ -231,6 +235,7 @@ class Agent:
             "resumed_ns": outcome.resumed_ns,
             "late_frames": outcome.late_frames,
             "audited": outcome.audited,
+            "left_behind": outcome.left_behind,
             "refrozen": departing.refrozen,
             "urgent": departing.urgency.granted,
             "last_heard_ns": departing.last_heard_ns,

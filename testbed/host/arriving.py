@@ -44,6 +44,8 @@ class ArrivingGuest:
         self._listeners: dict[int, socket.socket] = {}
         self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.urgency = Urgency()
+        self.counts: dict[str, int] = {}
+        """This host's part of the network in a migration that failed, once the guest is discarded."""
         self._cut = False
         self._open_ns = 0
 
@@ -187,6 +189,7 @@ class ArrivingGuest:
     def discard(self) -> None:
         self._close_sockets()
         if self._guest is not None:
+            self.counts = self._guest.network.counts
             self._guest.close()
             self._guest = None
             self._keeper.drop()

@@ -4,8 +4,8 @@ The agent listens, and obeys whoever connected last. An orchestrator that goes a
 migration changes nothing of it; the next one asks what became of it (``status``).
 
 A request has ``do`` and whatever that command needs. Its answers are ``{"ok": ...}`` or ``{"error": text,
-"kind": name}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is under
-way, ``cancel`` excepted, which has no answer of its own.
+"kind": name, ...}``; a command that takes time answers ``{"started": ...}`` first. One request at a time is
+under way, ``cancel`` excepted, which has no answer of its own.
 """
 
 from __future__ import annotations

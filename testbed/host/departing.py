@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,8 @@ class DepartingGuest:
         self.last_heard_ns: int | None = None
         """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent."""
         self.counts: dict[str, int] = {}
+        """This host's part of the network in this migration, once it is over either way."""
+        guest.network.count_anew()
 
     def describe(self) -> Mapping[str, Any]:
         return self._guest.description.as_json()
@@ -160,6 +163,7 @@ class DepartingGuest:
         steps.append(back)
         if self._paused:
             steps.append(self._guest.process.unpause)
+        steps.append(self._take_counts)
         failures: list[Exception] = []
         for step in steps:
             try:
@@ -184,14 +188,19 @@ class DepartingGuest:
         self.urgency.lower()
 
     def delete(self) -> None:
-        """Take the last figures of this host's part of the network, then remove all of the guest."""
-        heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
-        self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
-        self.counts = self._guest.network.counts
+        """Take the last figures of this host's part of the network, then remove all of the guest, whatever
+        becomes of the figures."""
         self.deleted = True
-        self._give_back_sockets()
-        self._guest.close()
-        self._keeper.drop()
+        with ExitStack() as stack:
+            stack.callback(self._keeper.drop)
+            stack.callback(self._guest.close)
+            stack.callback(self._give_back_sockets)
+            heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
+            self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
+            self._take_counts()
+
+    def _take_counts(self) -> None:
+        self.counts = self._guest.network.counts
 
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):

@@ -50,7 +50,7 @@ class GuestNetwork:
         identity = description.identity
         others = [other for other in identity.macs if other != mac]
         self._holding = description.hold
-        self._handshakes_held = 0
+        self._handshakes_held = self._handshakes_dropped = 0
         with ExitStack() as stack:
             nic = GuestNic(mac, ipv4, ipv6)
             name = guest_namespace(site.name)
@@ -89,19 +89,21 @@ class GuestNetwork:
 
     def cut(self) -> None:
         """The guest hears and says nothing; what comes for it is held from this instant on."""
-        self._begin()
+        self._frames.start()
         self.port.cut()
 
     def divert(self) -> None:
         """What comes for the guest is held from this instant on; it can still be heard itself."""
-        self._begin()
+        self._frames.start()
         self.port.divert()
 
-    def _begin(self) -> None:
-        """The counts are of one migration."""
+    def count_anew(self) -> None:
+        """A migration begins here: what is counted from now on is of this one alone."""
         self._frames.start()
         self._release.released = self._release.dropped = 0
-        self._handshakes_held = 0
+        self._handshakes_held = self._handshakes_dropped = 0
+        self.handshakes.dropped()
+        self.announcer.sent = 0
 
     def held(self) -> list[bytes]:
         """Frames held since the last call, handshakes first, which came before the cut.
@@ -147,9 +149,11 @@ class GuestNetwork:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Frames held, released and dropped on this host since the cut, and announcements sent."""
+        """Frames held, released and dropped on this host in the migration that came last, and announcements
+        sent."""
         held, dropped = self._frames.held, self._frames.dropped
-        dropped += self._release.dropped + self.handshakes.dropped()
+        self._handshakes_dropped += self.handshakes.dropped()
+        dropped += self._release.dropped + self._handshakes_dropped
         return {
             "frames_held": self._handshakes_held + (held if self._holding else 0),
             "frames_released": self._release.released,

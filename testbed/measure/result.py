@@ -68,7 +68,7 @@ class Network(_Model):
 
 class Migration(_Model):
     """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
-    stopped."""
+    stopped. `reason` says what kept it from completing, or its source from being deleted as a whole."""
 
     outcome: Outcome
     reason: str | None

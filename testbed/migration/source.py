@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -140,7 +140,8 @@ class Plan:
 class SourceOutcome:
     """A migration that completed. `audited` says that the source's frozen RAM, digested once more as a
     whole after the resume, is what was verified before the commit; where it is False a write went unseen.
-    `resumed_ns` is None where the guest is the target's and the target's word of it was lost.
+    `resumed_ns` is None where the guest is the target's and the target's word of it was lost. `left_behind`
+    says why the source's copy could not be removed as a whole; None where it is gone.
     """
 
     rounds: tuple[RoundStatistics, ...]
@@ -150,6 +151,7 @@ class SourceOutcome:
     resumed_ns: int | None
     late_frames: int
     audited: bool
+    left_behind: str | None = None
 
 
 class Source:
@@ -193,6 +195,7 @@ class Source:
         self._sent_bytes = 0
         self._frames: list[bytes] = []
         self._exposed = False
+        self._left_behind: str | None = None
 
     def run(self) -> SourceOutcome:
         """The whole migration, in order."""
@@ -215,7 +218,14 @@ class Source:
         late = self._forward_late_frames()
         audited = self._phase(Phase.DELETE, self._delete)
         return SourceOutcome(
-            tuple(self._rounds), self._verdict, self._final_pages, self._sent_bytes, resumed_ns, late, audited
+            tuple(self._rounds),
+            self._verdict,
+            self._final_pages,
+            self._sent_bytes,
+            resumed_ns,
+            late,
+            audited,
+            self._left_behind,
         )
 
     R = TypeVar("R")
@@ -411,13 +421,27 @@ class Source:
         return len(late)
 
     def _delete(self) -> bool:
-        """Prove the copy once more, without haste, before the original goes."""
+        """Prove the copy once more, without haste, before the original goes; returns whether that held.
+
+        The guest runs at the target by now. So a step that fails does not keep the later ones from being
+        taken, and is told beside the success, not in its place.
+        """
+        audited = False
+        try:
+            with ExitStack() as stack:
+                stack.callback(self._vm.delete)
+                stack.callback(self._vm.tracker.stop)
+                audited = self._audit()
+        except Exception as error:
+            self._left_behind = f"{type(error).__name__}: {error}"
+            self._trace.event("left-behind", reason=self._left_behind)
+        return audited
+
+    def _audit(self) -> bool:
+        """Whether the source's RAM, digested once more as a whole, is what was verified."""
         audit = PageDigests(self._vm.ram.pages)
         audit.update(self._vm.ram, self._vm.ram.touched())
-        audited = audit.root() == self._digests.root()
-        self._vm.tracker.stop()
-        self._vm.delete()
-        return audited
+        return audit.root() == self._digests.root()
 
     def _unwind(self, error: BaseException) -> None:
         """The one place where failure is undone: tell the peer, take back the frames, make sure that the

@@ -13,11 +13,13 @@ def judge(
     """Every check, in the order in which a person wants to know."""
     completed = sum(one.outcome == "completed" for one in migrations)
     verified = sum(one.ram.verified for one in migrations if one.outcome == "completed")
+    left_behind = [one.reason for one in migrations if one.outcome == "completed" and one.reason]
     dropped = sum(one.network.frames_dropped for one in migrations)
     count = len(migrations)
     return [
         _check("migrated", completed == count, f"{completed} of {count} migrations completed"),
         _check("verified", verified == completed, f"RAM proved equal in {verified} of {completed}"),
+        _check("deleted", not left_behind, left_behind[0] if left_behind else "nothing left at the source"),
         _none("no connection broken", clients.broken),
         _none("no reset", clients.resets),
         _none("no connect failed", clients.failed_connects),

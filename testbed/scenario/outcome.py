@@ -42,7 +42,6 @@ class Told:
     events: Sequence[Event]
     sightings: int
     relearned_ns: int | None
-    announcements_sent: int
     guest_runs: bool = True
 
 
@@ -98,6 +97,8 @@ def _outcome(told: Told) -> model.Outcome:
 def _reason(told: Told) -> str | None:
     answers = {told.source: told.source_answer, told.target: told.target_answer}
     reasons = [f"{host}: {one['error']}" for host, one in answers.items() if "error" in one]
+    if left_behind := told.source_answer.get("left_behind"):
+        reasons.append(f"{told.source}: its copy is not wholly removed: {left_behind}")
     if not told.guest_runs:
         reasons.append("the guest does not run any more")
     return "; ".join(reasons) or None
@@ -130,12 +131,16 @@ def _round(event: Event) -> model.Round:
 
 def _network(told: Told, relearned_ms: float | None) -> model.Network:
     counts = [one.get("counts") or {} for one in (told.source_answer, told.target_answer)]
+
+    def both(name: str) -> int:
+        return sum(count.get(name, 0) for count in counts)
+
     return model.Network(
-        announcements_sent=told.announcements_sent,
+        announcements_sent=both("announcements_sent"),
         announcements_seen=told.sightings,
-        frames_held=sum(count.get("frames_held", 0) for count in counts),
-        frames_released=counts[1].get("frames_released", 0),
-        frames_dropped=sum(count.get("frames_dropped", 0) for count in counts),
+        frames_held=both("frames_held"),
+        frames_released=both("frames_released"),
+        frames_dropped=both("frames_dropped"),
         switch_relearned_ms=None if relearned_ms is None else round(relearned_ms, 3),
     )
 

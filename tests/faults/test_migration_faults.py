@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from testbed.migration import wire
 from testbed.scenario import plan as planned
 from testbed.scenario import run as run_module
 from testbed.scenario.lab import Lab
-from tests.system.labs import PRELOAD, SMALL, Witness
+from tests.system.labs import PRELOAD, REPOSITORY, SMALL, Witness
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -106,6 +107,44 @@ def test_a_rollback_before_the_pause_gives_the_guest_no_frame_again(lab: Lab) ->
     stats = lab.guest_stats()
     assert stats is not None
     assert stats["counts"]["frames_released"] == 0
+
+
+def test_a_rollback_tells_what_was_counted_in_it_and_nothing_of_the_migration_before(lab: Lab) -> None:
+    _, arrival = lab.migrate(lambda event: None, DEADLINE_S, [])
+    assert arrival["counts"]["announcements_sent"] > 0
+
+    def cancel() -> None:
+        lab.agents["host-b"].line.send({"do": "cancel"})
+
+    source_answer, target_answer = lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
+    nothing = {"frames_held": 0, "frames_released": 0, "frames_dropped": 0, "announcements_sent": 0}
+    assert source_answer["counts"] == target_answer["counts"] == nothing
+
+
+def test_a_rollback_tells_what_both_hosts_held_and_announced(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def send_all_the_time(sender: socket.socket) -> None:
+        while not over.wait(0.0002):
+            sender.sendto(b"held, or not", ("10.7.0.10", 9))
+
+    with Lab(replace(SMALL, program="tests.system.programs:Sneaky"), tmp_path) as lab:
+        lab.boot([str(REPOSITORY)])
+        lab.start_clients()
+        with lab.topology.namespace("client1").socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sending = threading.Thread(target=send_all_the_time, args=(sender,))
+            sending.start()
+            source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [str(REPOSITORY)])
+            over.set()
+            sending.join()
+        assert "RAM" in source_answer["error"]
+        lab.watch(1.0, lambda event: None)
+        stats = lab.guest_stats()
+    assert stats is not None
+    source, target = stats["counts"], target_answer["counts"]
+    assert source_answer["counts"]["frames_released"] > 0
+    assert source["frames_held"] + target["frames_held"] == source["frames_released"]
+    assert source["announcements_sent"] > target["announcements_sent"] > 0
 
 
 def test_a_client_wire_that_is_cut_does_not_end_the_agent_that_announces(lab: Lab) -> None:

@@ -9,7 +9,9 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from netns.namespace import Namespace
 from testbed.kernel import tcp_repair as kernel
 from testbed.measure.pattern import pattern
 from testbed.tcp.freeze import freeze, unchanged
@@ -174,6 +176,20 @@ def arrived(sock: socket.socket) -> int:
     """Bytes that wait to be read."""
     (count,) = struct.unpack("i", fcntl.ioctl(sock, kernel.SIOCINQ, bytes(4)))
     return int(count)
+
+
+def counted(namespace: Namespace, name: str) -> int:
+    """A counter of /proc/net/netstat; 0 where this kernel does not have it."""
+    with namespace.entered():
+        lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
+    names, values = lines[0].split(), lines[1].split()
+    return int(values[names.index(name)]) if name in names else 0
+
+
+def offer(client: socket.socket) -> int:
+    """Bytes that the server offered to take, as the client knows it (tcp_info: tcpi_snd_wnd, Linux 5.4)."""
+    data = client.getsockopt(kernel.SOL_TCP, kernel.TCP_INFO, 232)
+    return int.from_bytes(data[228:232], "little")
 
 
 def _fill(sock: socket.socket, offset: int) -> int:

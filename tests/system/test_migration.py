@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from testbed.handover.announcement import SCHEDULE_MS
 from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
@@ -17,6 +18,7 @@ from tests.system.labs import PRELOAD, Witness, failed_checks, migrate
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
+ROUND_FRAMES = 2  # of one announcement: ARP for IPv4, a neighbour advertisement for IPv6
 RTO_FLOOR_MS = 200  # TCP_RTO_MIN, include/net/tcp.h
 LONG_BLACKOUT = {
     "mode": "stop-and-copy",
@@ -172,6 +174,9 @@ def test_a_guest_that_writes_behind_the_trackers_back_is_rolled_back_and_lives(
     assert "RAM" in result.migrations[0].reason
     assert result.clients.broken == result.clients.resets == result.clients.bytes_lost == 0
     assert result.guest.steps > 0
+    network = result.migrations[0].network
+    assert network.frames_released == network.frames_held
+    assert network.announcements_seen == network.announcements_sent == ROUND_FRAMES * (1 + len(SCHEDULE_MS))
 
 
 def test_the_digest_tracker_sees_what_page_tables_do_not(tmp_path: Path) -> None:

@@ -9,19 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from netns.namespace import Namespace
 from testbed.kernel import tcp_repair as kernel
 from testbed.kernel.tcp_repair import TcpState
 from testbed.measure.pattern import pattern
 from testbed.tcp import options
 from testbed.tcp.freeze import freeze, unchanged, unfreeze
-from tests.system.tcp_moves import arrived, connect, quiet, readable, tcp_state, wait_until
-from tests.system.tcp_stage import CLIENT_4, CLIENT_6, GUEST_4, GUEST_6, Stage, stage, sysctl
+from tests.system.tcp_moves import (
+    arrived,
+    connect,
+    counted,
+    offer,
+    quiet,
+    readable,
+    tcp_state,
+    wait_until,
+)
+from tests.system.tcp_stage import CLIENT_4, CLIENT_6, GUEST_4, GUEST_6, NOWHERE, Stage, stage, sysctl
 
 pytestmark = pytest.mark.universe
 
 BOTH = pytest.mark.parametrize("address", [GUEST_4, GUEST_6])
-NOWHERE = "02:00:00:00:00:99"
 
 
 @pytest.fixture
@@ -359,20 +366,6 @@ def test_a_client_with_small_segments(lab, address):
 
 
 DROPS = ("BeyondWindow", "TCPRcvQDrop", "RcvPruned", "OfoPruned", "TCPZeroWindowDrop", "TCPBacklogDrop")
-
-
-def counted(namespace: Namespace, name: str) -> int:
-    """A counter of /proc/net/netstat; 0 where this kernel does not have it."""
-    with namespace.entered():
-        lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
-    names, values = lines[0].split(), lines[1].split()
-    return int(values[names.index(name)]) if name in names else 0
-
-
-def offer(client: socket.socket) -> int:
-    """Bytes that the server offered to take, as the client knows it (tcp_info: tcpi_snd_wnd, Linux 5.4)."""
-    data = client.getsockopt(kernel.SOL_TCP, kernel.TCP_INFO, 232)
-    return int.from_bytes(data[228:232], "little")
 
 
 # --- rollback

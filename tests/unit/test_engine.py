@@ -224,6 +224,33 @@ def test_a_tracker_that_fails_to_stop_does_not_keep_the_guest_paused() -> None:
     assert source.state == "running"
 
 
+@pytest.mark.parametrize("step", ["audit", "tracker", "delete"])
+def test_a_failure_while_the_source_is_deleted_hides_no_success_and_keeps_nothing(step: str) -> None:
+    """The guest runs at the target by then."""
+    source, target = guest(), FakeTarget()
+
+    def fail() -> None:
+        if source.state == "given-up":
+            raise OSError(f"{step} failed")
+
+    def delete() -> None:
+        FakeSource.delete(source)
+        if step == "delete":
+            raise OSError("delete failed")
+
+    source.delete = delete  # type: ignore[method-assign]
+    if step == "tracker":
+        source.tracker.stop = fail  # type: ignore[method-assign]
+    if step == "audit":
+        touched = source.ram.touched
+        source.ram.touched = lambda: fail() or touched()  # type: ignore[func-returns-value, method-assign]
+    meeting = meet(source, target)
+    assert meeting.outcome is not None, meeting.source_error
+    assert (source.state, target.state) == ("deleted", "running")
+    assert meeting.outcome.left_behind == f"OSError: {step} failed"
+    assert meeting.outcome.audited == (step != "audit")
+
+
 def test_a_peer_that_was_silent_is_not_waited_for_as_long_again() -> None:
     """The guest stands still meanwhile."""
     source, target = guest(), FakeTarget()

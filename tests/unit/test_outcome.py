@@ -34,13 +34,13 @@ EVENTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 SOURCE = {
     "transferred_bytes": 5, "final_pages": 7, "audited": True, "last_heard_ns": 90_000, "decision": "fits",
-    "counts": {"frames_held": 3, "frames_released": 0, "frames_dropped": 1},
+    "counts": {"frames_held": 3, "frames_released": 0, "frames_dropped": 1, "announcements_sent": 0},
 }  # fmt: skip
 TARGET = {
     "first_heard_ns": 4_190_000,
-    "counts": {"frames_held": 2, "frames_released": 4, "frames_dropped": 0},
+    "counts": {"frames_held": 2, "frames_released": 4, "frames_dropped": 0, "announcements_sent": 10},
 }
-TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000, 10)
+TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000)
 NO_GAP = model.Gap(p50=None, p99=None, max=None)
 
 
@@ -72,6 +72,16 @@ def test_counts_of_both_hosts_are_joined() -> None:
     assert network.switch_relearned_ms == 0.5
 
 
+def test_what_both_hosts_held_and_announced_before_a_rollback_is_told() -> None:
+    """The target announced and held for a moment, then the source did both again."""
+    back = {"frames_held": 3, "frames_released": 5, "frames_dropped": 0, "announcements_sent": 10}
+    there = {"frames_held": 2, "frames_released": 0, "frames_dropped": 0, "announcements_sent": 2}
+    source, target = {"error": "RAM altered", "counts": back}, {"error": "told so", "counts": there}
+    network = made(replace(TOLD, source_answer=source, target_answer=target)).network
+    assert (network.frames_held, network.frames_released, network.frames_dropped) == (5, 5, 0)
+    assert network.announcements_sent == 12
+
+
 def test_a_round_has_its_rate() -> None:
     (one,) = made().rounds
     assert (one.duration_ms, one.rate_mbit, one.dirty_pages) == (8.0, 1000.0, 3)
@@ -94,6 +104,13 @@ def test_an_error_before_the_commit_is_a_rollback_and_its_blackout_ends_at_the_s
     )
     assert (one.outcome, one.blackout_ms, one.ram.verified) == ("rolled-back", 2.5, False)
     assert one.reason == "host-a: RAM altered; host-b: told so"
+
+
+def test_a_source_that_is_not_wholly_removed_is_told_and_the_migration_completed() -> None:
+    one = made(replace(TOLD, source_answer=SOURCE | {"left_behind": "OSError: busy", "counts": {}}))
+    assert one.outcome == "completed"
+    assert one.reason == "host-a: its copy is not wholly removed: OSError: busy"
+    assert verdicts(one) == ["deleted"]
 
 
 def test_an_error_without_a_rollback_is_a_failure() -> None:
