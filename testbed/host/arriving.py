@@ -17,8 +17,9 @@ from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
 from testbed.migration import wire
+from testbed.migration.arbiter import Arbiter
 from testbed.migration.errors import LocalError, ProtocolError
-from testbed.migration.source import Arbiter, TraceLike
+from testbed.migration.source import TraceLike
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, ListenerState
 from testbed.tcp.thaw import acknowledge, prepare, release, thaw, thaw_listener

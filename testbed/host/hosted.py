@@ -12,7 +12,7 @@ from testbed.host.keeper import Keeper, Kept
 from testbed.host.network import GuestNetwork, Site
 from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
-from testbed.migration.source import Arbiter
+from testbed.migration.arbiter import Arbiter
 
 
 class HostedGuest:

@@ -30,7 +30,17 @@ from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
 from testbed.kernel import tcp_repair
 from testbed.memory.tracking import Capability
+from testbed.migration.arbiter import Arbiter, ask
 from testbed.migration.errors import CommitInDoubt, Undecided
+from testbed.migration.ownership import (
+    SOURCE,
+    TARGET,
+    Event,
+    Ownership,
+    SourceOwnership,
+    TargetOwnership,
+    seen,
+)
 from testbed.migration.source import TraceLike
 from testbed.tcp.handshakes import let_in
 from testbed.tcp.state import ConnectionState
@@ -51,7 +61,7 @@ def recover(
         keeper.drop()
         raise
     stage, found = keeper.journal.stage, guest.process.found
-    if not _is_ours(guest, stage, found, trace):
+    if not _is_ours(guest, stage, site.name, trace):
         guest.close()
         keeper.drop()
         return None, f"{stage.name.lower()} and {found}: another host's, removed here"
@@ -59,24 +69,37 @@ def recover(
     return guest, f"{stage.name.lower()} and {found}: runs here"
 
 
-def _is_ours(guest: HostedGuest, stage: Stage, found: str, trace: TraceLike) -> bool:
-    arbiter = guest.arbiter
+def _is_ours(guest: HostedGuest, stage: Stage, site_name: str, trace: TraceLike) -> bool:
+    arbiter, found = guest.arbiter, guest.process.found
     if stage is Stage.ARRIVED:
         return True
     if stage is Stage.ARRIVING:
-        return arbiter is not None and arbiter.holds()
+        return arbiter is not None and found == "attached" and _was_claimed(arbiter, site_name, trace)
     if found == "running" or stage is Stage.HOSTED:
         return True
+    if stage is Stage.YIELDED:
+        raise CommitInDoubt("the agent died after it had sent the commit: the guest may run elsewhere")
     if arbiter is None:
-        if stage is Stage.YIELDED:
-            raise CommitInDoubt("the agent died after it had sent the commit: the guest may run elsewhere")
         return True
-    while True:
+    say = Ownership(SOURCE, SourceOwnership.DOUBT, arbiter.lease.epoch)
+    while say.state.must_claim:
+        say.note(ask(arbiter, trace))
+    return say.state.may_run
+
+
+def _was_claimed(arbiter: Arbiter, site_name: str, trace: TraceLike) -> bool:
+    """Whether the agent that died had claimed the guest: its claim may still be under way, so this looks
+    until the lease has moved. It does, for the source claims a guest whose target fell silent.
+    """
+    say = Ownership(TARGET, TargetOwnership.LOOKING, arbiter.lease.epoch)
+    while say.state is TargetOwnership.LOOKING:
         try:
-            return arbiter.claim()
+            say.note(seen(arbiter.look(), site_name, arbiter.lease.epoch))
         except Undecided as undecided:
             trace.event("undecided", reason=str(undecided))
             trace.flush()
+            say.note(Event.UNANSWERED)
+    return say.state.may_run
 
 
 def wake(guest: HostedGuest, keeper: Keeper) -> None:

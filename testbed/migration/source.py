@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from testbed.memory.digests import PageDigests
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
 from testbed.memory.tracking import DirtyTracker
 from testbed.migration import wire
+from testbed.migration.arbiter import Arbiter, ask
 from testbed.migration.channel import Channel
 from testbed.migration.errors import (
     Cancelled,
@@ -23,8 +24,8 @@ from testbed.migration.errors import (
     PeerLost,
     PeerRefused,
     ProtocolError,
-    Undecided,
 )
+from testbed.migration.ownership import Event, SourceOwnership, of_source
 from testbed.migration.phases import Phase, Progress
 from testbed.migration.strategy import Decision, Policy, RoundStatistics, Verdict, decide
 
@@ -32,21 +33,6 @@ M = TypeVar("M", bound=wire.Message)
 
 LOST_PEER_DEADLINE_S = 0.5
 """How long a peer that was silent already is waited for once more, with the guest stopped."""
-
-
-class Arbiter(Protocol):
-    """Who owns the guest, decided by shared storage: see :mod:`testbed.migration.ownership`."""
-
-    def claim(self) -> bool:
-        """Take the guest for this host, if nobody has since the migration began: True if it is this host's
-        now, False if the other took it first. The same answer however often it is asked. Undecided where the
-        storage gives none.
-        """
-        ...
-
-    def holds(self) -> bool:
-        """Whether the guest has been claimed for this host. Undecided where the storage gives no answer."""
-        ...
 
 
 class SourceVM(Protocol):
@@ -194,7 +180,7 @@ class Source:
         self._final_pages = 0
         self._sent_bytes = 0
         self._frames: list[bytes] = []
-        self._exposed = False
+        self._ownership = of_source(vm.arbiter.lease if vm.arbiter else None)
         self._left_behind: str | None = None
 
     def run(self) -> SourceOutcome:
@@ -207,8 +193,6 @@ class Source:
             root = self._phase(Phase.SWITCHOVER, self._switchover)
             self._phase(Phase.VERIFY, lambda: self._verify(root))
             self._phase(Phase.COMMIT, self._commit)
-        except CommitInDoubt:
-            raise
         except BaseException as error:
             self._unwind(error)
             raise
@@ -374,7 +358,7 @@ class Source:
         self._send(wire.Silent())
         self._digest()
         root = self._digests.root()
-        self._exposed = True
+        self._ownership.note(Event.STATE_SENT)
         self._vm.exposed()
         self._send(wire.StateEnd(devices, root))
         self._trace.event("mark", name="state-sent")
@@ -390,26 +374,24 @@ class Source:
 
     def _commit(self) -> None:
         """Let the target run the guest. With shared storage it claims the guest first, and says so."""
+        self._ownership.note(Event.COMMIT_SENT)
         self._vm.committing()
-        try:
-            self._send(*wire.frame_messages(self._frames), wire.Commit())
-        except PeerLost as error:
-            if self._vm.arbiter is None:
-                raise CommitInDoubt(f"the commit may not have arrived: {error}") from error
-            raise
+        self._send(*wire.frame_messages(self._frames), wire.Commit())
         self._trace.event("mark", name="committed")
         if self._vm.arbiter is not None:
             self._receive(wire.Owned)
-            self._trace.event("mark", name="claimed")
+            self._ownership.note(Event.RESUMED_HEARD)
 
     def _resume(self) -> int | None:
         try:
-            return self._receive(wire.Resumed).t_ns
+            resumed_ns = self._receive(wire.Resumed).t_ns
         except (PeerLost, PeerRefused, ProtocolError) as error:
-            if self._vm.arbiter is None:
-                raise CommitInDoubt(f"no word from the target after the commit: {error}") from error
             self._trace.event("target-lost", reason=str(error))
+            self._ownership.note(Event.FAILED)
+            self._fail_in_doubt(error)
             return None
+        self._ownership.note(Event.RESUMED_HEARD)
+        return resumed_ns
 
     def _forward_late_frames(self) -> int:
         late = self._vm.held_frames()
@@ -445,24 +427,19 @@ class Source:
 
     def _unwind(self, error: BaseException) -> None:
         """The one place where failure is undone: tell the peer, take back the frames, make sure that the
-        guest is still ours, let it run on. Raises Overtaken where it is the target's.
+        guest is still ours, let it run on. Raises Overtaken where it is the target's, CommitInDoubt where
+        nobody can tell.
         """
-        refused, returned = isinstance(error, PeerRefused), None
-        try:
-            self._channel.limit_rate(None)
-            if isinstance(error, PeerLost):
-                self._channel.set_deadline(LOST_PEER_DEADLINE_S)
-            if not refused:
-                self._send(wire.Abort(f"{type(error).__name__}: {error}"))
-            # Both may give up at once: its Abort is then still to come, before the frames.
-            due_before = (wire.Abort, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned, wire.Owned)
-            returned = self._receive(wire.Returned, *due_before).frames
-        except (MigrationError, OSError) as lost:
-            self._trace.event("frames-not-returned", reason=str(lost))
-        # A target that refused, or gave the frames back, has discarded its copy and will never claim it.
-        if self._exposed and not refused and returned is None and not self._still_ours():
+        returned = self._abort(error)
+        refused = isinstance(error, PeerRefused) or returned is not None
+        self._ownership.note(Event.PEER_REFUSED if refused else Event.FAILED)
+        self._claim_if_in_doubt()
+        self._fail_in_doubt(error)
+        if self._ownership.state.may_delete:
             self._vm.give_up_ownership()
-            self._phase_of_deletion(error)
+            with self._trace.phase(Phase.DELETE.value):
+                audited = self._delete()
+            raise Overtaken(f"the target has taken the guest ({error})", audited) from error
         try:
             self._vm.tracker.stop()
         finally:
@@ -470,23 +447,32 @@ class Source:
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
 
-    def _still_ours(self) -> bool:
-        """Whether the guest may run here: with shared storage it has to be claimed for that, however long the
-        storage takes to answer; meanwhile it stands still.
+    def _abort(self, error: BaseException) -> Sequence[bytes] | None:
+        """Tell the target, and get back the frames that it held; None where it says nothing. Its Abort and
+        its Returned are its word that it will never run its copy.
         """
-        if self._vm.arbiter is None:
-            return True
-        while True:
-            try:
-                return self._vm.arbiter.claim()
-            except Undecided as undecided:
-                self._trace.event("undecided", reason=str(undecided))
-                self._trace.flush()
+        try:
+            self._channel.limit_rate(None)
+            if isinstance(error, PeerLost):
+                self._channel.set_deadline(LOST_PEER_DEADLINE_S)
+            if not isinstance(error, PeerRefused):
+                self._send(wire.Abort(f"{type(error).__name__}: {error}"))
+            # Both may give up at once: its Abort is then still to come, before the frames.
+            due_before = (wire.Abort, wire.Ready, wire.Prepared, wire.RoundDone, wire.Provisioned, wire.Owned)
+            return self._receive(wire.Returned, *due_before).frames
+        except (MigrationError, OSError) as lost:
+            self._trace.event("frames-not-returned", reason=str(lost))
+            return None
 
-    def _phase_of_deletion(self, error: BaseException) -> NoReturn:
-        with self._trace.phase(Phase.DELETE.value):
-            audited = self._delete()
-        raise Overtaken(f"the target has taken the guest ({error})", audited) from error
+    def _claim_if_in_doubt(self) -> None:
+        """However long the storage takes to answer: meanwhile the guest stands still."""
+        arbiter = self._vm.arbiter
+        while arbiter is not None and self._ownership.state.must_claim:
+            self._ownership.note(ask(arbiter, self._trace))
+
+    def _fail_in_doubt(self, error: BaseException) -> None:
+        if self._ownership.state is SourceOwnership.IN_DOUBT:
+            raise CommitInDoubt(f"no word from the target after the commit: {error}") from error
 
     def _send(self, *messages: wire.Message) -> None:
         self._sent_bytes += self._channel.send(*messages)

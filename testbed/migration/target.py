@@ -9,6 +9,7 @@ from testbed.memory.digests import PageDigests
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
 from testbed.migration import wire
+from testbed.migration.arbiter import Arbiter, ask
 from testbed.migration.channel import Channel
 from testbed.migration.errors import (
     LocalError,
@@ -18,10 +19,10 @@ from testbed.migration.errors import (
     PeerLost,
     PeerRefused,
     ProtocolError,
-    Undecided,
 )
+from testbed.migration.ownership import Event, of_target
 from testbed.migration.phases import Phase, Progress
-from testbed.migration.source import Arbiter, TraceLike
+from testbed.migration.source import TraceLike
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -101,6 +102,7 @@ class Target:
         self._digests = PageDigests(0)
         self._devices = 0
         self._frames: list[bytes] = []
+        self._ownership = of_target(None)
 
     def run(self) -> int:
         """The whole migration, in order; returns when the guest resumed (CLOCK_MONOTONIC, ns)."""
@@ -140,6 +142,7 @@ class Target:
         offer = self._receive(wire.Offer)
         self._ram = self._vm.provision(offer.ram_bytes, offer.description)
         self._digests = PageDigests(self._ram.pages)
+        self._ownership = of_target(self._vm.arbiter.lease if self._vm.arbiter else None)
         self._channel.send(wire.Provisioned())
 
     def _precopy(self) -> None:
@@ -209,36 +212,32 @@ class Target:
         if root != end.root:
             raise NotVerified("RAM arrived altered, or a write went unseen")
         self._trace.event("mark", name="verified")
+        self._ownership.note(Event.VERIFIED)
         self._channel.send(wire.Ready(root))
 
     def _commit(self) -> None:
         """Wait until the guest is ours. With shared storage it is once it is claimed; a source that is lost
         when all is ready here may be dead, so its guest is claimed too: the survivor decides.
         """
-        arbiter = self._vm.arbiter
         try:
             self._await_commit()
+            self._ownership.note(Event.COMMIT_HEARD)
         except PeerLost as lost:
-            if arbiter is None:
-                raise
             self._trace.event("source-lost", reason=str(lost))
+            if not self._ownership.note(Event.PEER_LOST).must_claim:
+                raise
+        arbiter = self._vm.arbiter
+        while arbiter is not None and self._ownership.state.must_claim:
+            self._ownership.note(ask(arbiter, self._trace))
+        if self._ownership.state.may_delete:
+            raise Overtaken("the source has taken its guest back")
         if arbiter is not None:
-            if not self._claimed(arbiter):
-                raise Overtaken("the source has taken its guest back")
             self._trace.event("mark", name="claimed")
 
     def _await_commit(self) -> None:
         while not isinstance(message := self._receive(wire.Frames, wire.Commit), wire.Commit):
             assert isinstance(message, wire.Frames)
             self._frames.extend(message.frames)
-
-    def _claimed(self, arbiter: Arbiter) -> bool:
-        while True:
-            try:
-                return arbiter.claim()
-            except Undecided as undecided:
-                self._trace.event("undecided", reason=str(undecided))
-                self._trace.flush()
 
     def _take_over(self) -> None:
         self._vm.owned()
@@ -275,6 +274,9 @@ class Target:
 
         In this order because the guest stands still at the source until it has the frames.
         """
+        if not self._ownership.state.may_delete:
+            event = Event.ABORT_HEARD if isinstance(error, PeerRefused) else Event.FAILED
+            self._ownership.note(Event.PEER_LOST if isinstance(error, PeerLost) else event)
         try:
             frames = self._vm.give_back()
             if isinstance(error, PeerRefused):

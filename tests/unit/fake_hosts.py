@@ -15,6 +15,7 @@ from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import PeerLost, Undecided
+from testbed.migration.ownership import Lease
 from testbed.migration.source import Plan, Source, SourceOutcome
 from testbed.migration.target import Target
 
@@ -137,7 +138,7 @@ class FakeTracker:
         self.running = False
 
 
-class Lease:
+class SharedStorage:
     """Shared storage with one lease: whoever claims first has it. `cut` names those whom it does not answer,
     `deaf` those whose claim is carried out and whose answer is lost, once.
     """
@@ -154,21 +155,25 @@ class Lease:
 
 @dataclass
 class FakeArbiter:
-    lease: Lease
+    storage: SharedStorage
     name: str
 
-    def claim(self) -> bool:
-        self.lease.asked.append(self.name)
-        if self.name in self.lease.cut:
-            raise Undecided("no answer")
-        self.lease.holder = self.lease.holder or self.name
-        if self.name in self.lease.deaf:
-            self.lease.deaf.discard(self.name)
-            raise Undecided("no answer")
-        return self.lease.holder == self.name
+    @property
+    def lease(self) -> Lease:
+        return Lease("source", 7)
 
-    def holds(self) -> bool:
-        return self.lease.holder == self.name
+    def claim(self) -> bool:
+        self.storage.asked.append(self.name)
+        if self.name in self.storage.cut:
+            raise Undecided("no answer")
+        self.storage.holder = self.storage.holder or self.name
+        if self.name in self.storage.deaf:
+            self.storage.deaf.discard(self.name)
+            raise Undecided("no answer")
+        return self.storage.holder == self.name
+
+    def look(self) -> Lease:
+        return Lease(self.storage.holder, 8) if self.storage.holder else self.lease
 
 
 @dataclass

@@ -6,14 +6,14 @@ import pytest
 
 from testbed.migration import wire
 from testbed.migration.errors import Overtaken, PeerLost
-from tests.unit.fake_hosts import FakeSource, FakeTarget, Lease, Meeting, channel_pair, meet
+from tests.unit.fake_hosts import FakeSource, FakeTarget, Meeting, SharedStorage, channel_pair, meet
 from tests.unit.test_engine import guest
 
-Pair = tuple[FakeSource, FakeTarget, Lease]
+Pair = tuple[FakeSource, FakeTarget, SharedStorage]
 
 
 def pair() -> Pair:
-    lease = Lease()
+    lease = SharedStorage()
     source, target = guest([[1, 2]]), FakeTarget(caught=[b"caught"])
     source.arbiter, target.arbiter = lease.of("source"), lease.of("target")
     source.frames = [[b"held"]]
