@@ -30,6 +30,8 @@ class Announcer:
         self._frames = frames
         self._first_ns: int | None = None
         self.rounds = 0
+        self.lose_next = False
+        """The next round goes nowhere, as if the network had lost it."""
         self.sent = 0
         """Frames sent, on all ports."""
         with RouteSocket(
@@ -46,7 +48,8 @@ class Announcer:
         could run is not to wait for it.
         """
         now_ns = time.monotonic_ns()
-        for port in self._ports:
+        lost, self.lose_next = self.lose_next, False
+        for port in self._ports if not lost else ():
             with suppress(OSError):
                 for frame in self._frames:
                     self._packet.sendto(frame, (port, 0))

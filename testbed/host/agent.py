@@ -8,6 +8,7 @@ Commands (see :mod:`.control` for the framing), their arguments and answers::
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stats                                            the guest's own figures, or null
     status                                           {"guest": state or null, "stage", "epoch", "last"}
+    resume                                           {}; a guest in doubt goes on here
     release                                          {"counts": {...}}; the guest is removed
     stop                                             {}, and the agent ends
 
@@ -32,19 +33,21 @@ from typing import Any
 
 from netns.forkserver import ready
 from netns.namespace import Namespace
+from testbed.faults.injection import FaultyTrace, SpoilableChannel
+from testbed.faults.kinds import Fault, Side
 from testbed.host.arriving import ArrivingGuest
 from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
 from testbed.host.description import GuestDescription
+from testbed.host.faulty import FaultyHost
 from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
-from testbed.host.recovery import recover
+from testbed.host.recovery import recover, wake
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
-from testbed.migration.channel import TcpChannel
 from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
-from testbed.migration.source import Plan, Source
+from testbed.migration.source import Plan, Source, TraceLike
 from testbed.migration.strategy import Policy
 from testbed.migration.target import Target
 from testbed.migration.wire import NONCE
@@ -78,6 +81,7 @@ class Agent:
             "migrate": self._migrate,
             "stats": self._stats,
             "status": self._status,
+            "resume": self._resume,
             "release": self._release,
         }
 
@@ -187,14 +191,16 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
+        fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
             listener.settimeout(self._deadline_s)
             self._reception.send({"started": {"listening": True}})
             connection, _ = listener.accept()
-            channel = TcpChannel(connection, self._deadline_s)
+            channel = SpoilableChannel(connection, self._deadline_s)
+            trace = self._trace_with(fault, channel, lambda: arriving.hosted)
             gc.disable()
             try:
-                resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), self._trace).run()
+                resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), trace).run()
                 self._guest = arriving.settle()
             finally:
                 arriving.urgency.lower()
@@ -211,18 +217,20 @@ class Agent:
         address = (message["address"], message["port"])
         plan = _plan(message)
         connection = socket.create_connection(address, CONNECT_DEADLINE_S)
-        channel = TcpChannel(connection, self._deadline_s)
+        channel = SpoilableChannel(connection, self._deadline_s)
+        trace = self._trace_with(_fault(message, Side.SOURCE), channel, lambda: self._guest)
         self._reception.send({"started": {}})
         departing = DepartingGuest(self._guest, self._keeper, self._trace)
         gc.collect()
         gc.disable()
         try:
             outcome = Source(
-                departing, channel, plan, time.monotonic_ns, self._trace, self._was_cancelled
+                departing, channel, plan, time.monotonic_ns, trace, self._was_cancelled
             ).run()
         finally:
             if departing.deleted:
                 self._guest = None
+            departing.let_go()
             departing.urgency.lower()
             self._counts = departing.counts
             channel.close()
@@ -242,6 +250,13 @@ class Agent:
             "counts": departing.counts,
         }
 
+    def _trace_with(
+        self, fault: Fault | None, channel: SpoilableChannel, guest: Callable[[], HostedGuest | None]
+    ) -> TraceLike:
+        if fault is None:
+            return self._trace
+        return FaultyTrace(self._trace, fault, FaultyHost(channel, self._site.namespace, guest))
+
     def _was_cancelled(self) -> bool:
         message = self._reception.poll()
         return message is not None and message.get("do") == "cancel"
@@ -260,6 +275,13 @@ class Agent:
         stage = journal.stage.name.lower()
         return {"guest": state, "stage": stage, "epoch": journal.epoch, "last": self._last}
 
+    def _resume(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Somebody who knows says that a guest in doubt runs nowhere else: it goes on here."""
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+        wake(self._guest, self._keeper)
+        return {}
+
     def _release(self, _: dict[str, Any]) -> dict[str, Any]:
         if self._guest is None:
             return {}
@@ -271,6 +293,13 @@ class Agent:
     def _remove(self, guest: HostedGuest) -> None:
         guest.close()
         self._keeper.drop()
+
+
+def _fault(message: dict[str, Any], side: Side) -> Fault | None:
+    """The fault of an order to migrate, if `side` is to make it."""
+    text = message.get("fault")
+    fault = None if text is None else Fault.parse(text)
+    return fault if fault is not None and side in fault.sides else None
 
 
 def _plan(message: dict[str, Any]) -> Plan:

@@ -51,6 +51,11 @@ class ArrivingGuest:
         self._open_ns = 0
 
     @property
+    def hosted(self) -> HostedGuest | None:
+        """The guest, once it is provisioned."""
+        return self._guest
+
+    @property
     def guest(self) -> HostedGuest:
         if self._guest is None:
             raise LocalError("the guest was not provisioned")

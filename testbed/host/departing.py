@@ -202,6 +202,10 @@ class DepartingGuest:
     def _take_counts(self) -> None:
         self.counts = self._guest.network.counts
 
+    def let_go(self) -> None:
+        """After the migration, however it ended: close what only the move needed."""
+        self._give_back_sockets()
+
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):
             borrowed.close()

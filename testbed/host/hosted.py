@@ -39,6 +39,7 @@ class HostedGuest:
         self.network = network
         self.process = process
         self.arbiter: Arbiter | None = None
+        self.volume: Any = None
         uffd, process.userfaultfd = process.userfaultfd, None
         subject = Subject(ram, process.pid, process.address, uffd, process.refusal)
         self.choice = choose(description.tracker, subject, trackers)

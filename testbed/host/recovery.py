@@ -31,7 +31,7 @@ from testbed.host.network import Site
 from testbed.kernel import tcp_repair
 from testbed.memory.tracking import Capability
 from testbed.migration.arbiter import Arbiter, ask
-from testbed.migration.errors import CommitInDoubt, Undecided
+from testbed.migration.errors import Undecided
 from testbed.migration.ownership import (
     SOURCE,
     TARGET,
@@ -53,7 +53,7 @@ def recover(
     """The guest that `kept` describes, if this host has one now, and a sentence on what was found.
 
     While the storage that decides cannot be asked this waits. GuestError where the guest is dead: nothing of
-    it is left here then. CommitInDoubt, with the guest paused and kept, where nobody can decide.
+    it is left here then.
     """
     try:
         guest = HostedGuest.adopt(site, kept, trackers)
@@ -61,6 +61,8 @@ def recover(
         keeper.drop()
         raise
     stage, found = keeper.journal.stage, guest.process.found
+    if stage is Stage.YIELDED and found != "running":
+        return guest, f"{stage.name.lower()} and {found}: in doubt, it may run elsewhere"
     if not _is_ours(guest, stage, site.name, trace):
         guest.close()
         keeper.drop()
@@ -77,8 +79,6 @@ def _is_ours(guest: HostedGuest, stage: Stage, site_name: str, trace: TraceLike)
         return arbiter is not None and found == "attached" and _was_claimed(arbiter, site_name, trace)
     if found == "running" or stage is Stage.HOSTED:
         return True
-    if stage is Stage.YIELDED:
-        raise CommitInDoubt("the agent died after it had sent the commit: the guest may run elsewhere")
     if arbiter is None:
         return True
     say = Ownership(SOURCE, SourceOwnership.DOUBT, arbiter.lease.epoch)

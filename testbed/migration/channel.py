@@ -73,7 +73,10 @@ class TcpChannel:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
 
     def send(self, *messages: Message) -> int:
-        data = b"".join(map(encode, messages))
+        return self.send_bytes(b"".join(map(encode, messages)))
+
+    def send_bytes(self, data: bytes) -> int:
+        """Send bytes that are messages already; returns how many."""
         try:
             self._socket.sendall(data)
         except OSError as error:

@@ -21,9 +21,12 @@ from netns.namespace import Namespace
 from netns.observe import ForwardingChange, ForwardingWatch
 from netns.topology import plan
 from testbed.clients.control import ClientControl
+from testbed.faults.injection import mend
+from testbed.faults.kinds import Fault
 from testbed.handover.observers import AnnouncementObserver, Sighting
 from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, ControlError, Line
+from testbed.host.keeper import Stage
 from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
@@ -161,7 +164,11 @@ class Lab:
             self._wait((), left, on_event)
 
     def migrate(
-        self, on_event: Callable[[dict[str, Any]], None], deadline_s: float, import_path: Sequence[str]
+        self,
+        on_event: Callable[[dict[str, Any]], None],
+        deadline_s: float,
+        import_path: Sequence[str],
+        fault: Fault | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Move the guest to the other host; returns the answers of source and target, each with ``error`` if
         it failed.
@@ -170,8 +177,9 @@ class Lab:
         """
         source, target = self.owner, self.other(self.owner)
         secret = secrets.token_hex(32)
-        receiving = {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
-        sending = {
+        order = {"fault": None if fault is None else str(fault)}
+        receiving = order | {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
+        sending = order | {
             "do": "migrate",
             "secret": secret,
             "address": planned.MIGRATION_ADDRESS[target],
@@ -192,9 +200,34 @@ class Lab:
                     answers[host] = answer
             if time.monotonic() > end:
                 raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
-        if "error" not in answers[target]:
+        if any("error" in answer for answer in answers.values()):
+            self.settle(end - time.monotonic())
+        else:
             self.owner = target
         return answers[source], answers[target]
+
+    def settle(self, deadline_s: float) -> dict[str, dict[str, Any]]:
+        """After a migration that failed: mend the wires, start an agent where one died, and learn who has
+        the guest.
+
+        Without shared storage an agent may not be able to tell whether its guest runs elsewhere; here both
+        can be asked. `owner` is the guest's host afterwards, if it runs; the answers are each host's status.
+        """
+        for host in self.agents:
+            mend(self.topology.namespace(host), storage=False)
+        found = self._statuses(deadline_s)
+        for host, status in found.items():
+            if status["guest"] == "paused" and status["stage"] == Stage.YIELDED.name.lower():
+                elsewhere = found[self.other(host)]["guest"] == "running"
+                self.agents[host].line.ask({"do": "release" if elsewhere else "resume"}, READY_DEADLINE_S)
+        found = self._statuses(deadline_s)
+        for host, status in found.items():
+            if status["guest"] == "running":
+                self.owner = host
+        return found
+
+    def _statuses(self, deadline_s: float) -> dict[str, dict[str, Any]]:
+        return {host: agent.ask_status(deadline_s) for host, agent in self.agents.items()}
 
     def _plan(self) -> dict[str, Any]:
         policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s

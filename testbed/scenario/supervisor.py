@@ -9,7 +9,7 @@ from typing import Any
 
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
-from testbed.host.control import Line
+from testbed.host.control import ControlError, Line
 from testbed.host.keeper import Storeroom
 
 ENTRY = "testbed.host.agent:main"
@@ -51,6 +51,17 @@ class Supervisor:
 
     def take(self) -> None:
         self._storeroom.take()
+
+    def ask_status(self, deadline_s: float) -> dict[str, Any]:
+        """What the agent says of its guest and of its last migration; an agent that is dead is replaced
+        first."""
+        try:
+            return dict(self.line.ask({"do": "status"}, deadline_s))
+        except ControlError:
+            if self.process.wait(deadline_s) is None:
+                raise
+            self.replace(deadline_s)
+            return dict(self.line.ask({"do": "status"}, deadline_s))
 
     def replace(self, deadline_s: float) -> None:
         """The agent has died: start another, and wait until it has brought the guest to one state."""

@@ -23,6 +23,7 @@ ROWS = (
     ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
+    ("testbed.faults",),
     ("testbed.host", "testbed.clients"),
     ("testbed.scenario",),
     ("testbed.report",),

@@ -1,0 +1,34 @@
+"""A host as the victim of a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netns.namespace import Namespace
+from testbed.faults.injection import SpoilableChannel
+from testbed.host.hosted import HostedGuest
+
+
+class FaultyHost:
+    """Implements :class:`testbed.faults.injection.Victim`; `guest` tells the guest that is here just now."""
+
+    def __init__(
+        self, channel: SpoilableChannel, namespace: Namespace, guest: Callable[[], HostedGuest | None]
+    ) -> None:
+        self.channel = channel
+        self.namespace = namespace
+        self._guest = guest
+
+    def guest_pid(self) -> int | None:
+        guest = self._guest()
+        return None if guest is None else guest.process.pid
+
+    def lose_announcement(self) -> None:
+        guest = self._guest()
+        if guest is not None:
+            guest.network.announcer.lose_next = True
+
+    def fill_lun(self) -> None:
+        guest = self._guest()
+        if guest is not None and guest.volume is not None:
+            guest.volume.fill()
