@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.storage import nbdkit
+from testbed.storage import bench, nbdkit
 from testbed.storage.client import NbdClient, NbdRefused
 from tests.conftest import require
 from tests.system import storage_stage as stage
@@ -152,3 +152,13 @@ def test_an_nbdkit_that_cannot_listen_says_why(standing: Stage) -> None:
             pytest.fail("it said that it listens")
     with NbdClient.connect(stage.NBD, "csv", deadline_s=DEADLINE_S, namespace=storage) as client:
         assert client.size == SIZE
+
+
+def test_the_bench_has_both_copy_and_times_claims(tmp_path: Path) -> None:
+    for program in ("nbdkit", "nbdcopy"):
+        require(program, bool(shutil.which(program)))
+    with bench.standing(tmp_path, 4 << 20) as host:
+        rates = bench.copies(tmp_path, host, 4 << 20, 2)
+        assert [len(one) for one in vars(rates).values()] == [2, 2, 2, 2]
+        assert len(bench.claims(host, 3)) == 3
+    assert (tmp_path / "bench.img").read_bytes() == (tmp_path / "noise").read_bytes()

@@ -12,7 +12,7 @@ from testbed.storage import fencing
 from testbed.storage.control import answer
 from testbed.storage.fencing import Lun
 from testbed.storage.lun import LunState, Nexus, ReservationType
-from testbed.storage.nbd import NbdRefused
+from testbed.storage.nbd import NbdRefused, TransmissionFlags
 from tests.unit.storage_fakes import DEADLINE_S, FakeStore
 
 OLD, NEW = "a" * 16, "b" * 16
@@ -202,6 +202,16 @@ def test_an_exclusive_reservation_fences_reading_too() -> None:
     unit.door(Nexus(NEW)).read_into(0, memoryview(bytearray(1)))
     with pytest.raises(NbdRefused, match="EPERM"):
         unit.door(Nexus(OLD)).read_into(0, memoryview(bytearray(1)))
+
+
+def test_a_flush_on_one_connection_covers_the_writes_of_all() -> None:
+    """Which is what NBD_FLAG_CAN_MULTI_CONN promises."""
+    unit, store = made()
+    unit.door(OLD_NEXUS).write(DISK, memoryview(b"x"))
+    other = unit.door(Nexus())
+    assert TransmissionFlags.NBD_FLAG_CAN_MULTI_CONN in other.flags
+    other.flush()
+    assert store.done == [("write", DISK, 1), ("sync",)]
 
 
 def test_a_state_that_cannot_be_kept_does_not_hold() -> None:

@@ -43,6 +43,14 @@ def test_what_is_written_is_there_when_it_is_opened_again(disk: BackingFile, tmp
     assert content(again, SIZE - 4, 4) == b"last"
 
 
+def test_a_sync_is_the_kernels(disk: BackingFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the one descriptor through which every connection writes."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    disk.sync()
+    assert synced == [(tmp_path / "disk.img").stat().st_ino]
+
+
 def test_a_trim_gives_the_space_back(disk: BackingFile, tmp_path: Path) -> None:
     disk.write(0, memoryview(b"x" * (2 << 20)))
     disk.sync()
