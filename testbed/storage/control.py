@@ -17,11 +17,16 @@ def answer(luns: Mapping[str, Lun], request: Mapping[str, Any]) -> dict[str, Any
     try:
         return {"ok": _carry_out(luns, request)}
     except LunError as error:
-        return {"error": str(error), "kind": str(error.kind), "detail": error.detail}
+        return refusal(error)
     except OSError as error:  # the new state could not be kept, so it does not hold
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         kind = str(Kind.FULL) if full else "Failed"
         return {"error": f"the state cannot be kept: {error.strerror}", "kind": kind, "detail": {}}
+
+
+def refusal(error: LunError) -> dict[str, Any]:
+    """The answer that says why not."""
+    return {"error": str(error), "kind": str(error.kind), "detail": error.detail}
 
 
 def _carry_out(luns: Mapping[str, Lun], request: Mapping[str, Any]) -> dict[str, Any]:

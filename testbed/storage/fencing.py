@@ -38,9 +38,12 @@ class _UnderWay:
     """A write that has been let through and is not done yet."""
 
     def __init__(self, nexus: Nexus, offset: int, length: int) -> None:
-        self.nexus = nexus
-        self.offset = offset
-        self.length = length
+        self._nexus = nexus
+        self._offset = offset
+        self._length = length
+
+    def allowed_by(self, state: LunState) -> bool:
+        return state.may_write(self._nexus, self._offset, self._length)
 
 
 class Lun:
@@ -74,7 +77,7 @@ class Lun:
         return self._state
 
     def change(self, decide: Callable[[LunState], LunState]) -> LunState:
-        """Make the state what `decide` makes of it; the state that holds when it is safe to say so.
+        """Make the state what `decide` makes of it; the new state, when it is safe to say so.
 
         Raises what `decide` raises, and OSError where the new state cannot be kept: nothing has changed then.
         """
@@ -84,18 +87,17 @@ class Lun:
                 self._keep(state)
             with self._gate:
                 self._state = state
-                self._gate.wait_for(lambda: not any(self._forbidden(one) for one in self._under_way))
-            return state
-
-    def _forbidden(self, write: _UnderWay) -> bool:
-        return not self._state.may_write(write.nexus, write.offset, write.length)
+                late = {write for write in self._under_way if not write.allowed_by(state)}
+        with self._gate:
+            self._gate.wait_for(lambda: not late & self._under_way)
+        return state
 
     @contextmanager
     def writing(self, nexus: Nexus, offset: int, length: int) -> Iterator[None]:
         """The block may write these bytes. NbdRefused (EPERM) if this nexus may not."""
         write = _UnderWay(nexus, offset, length)
         with self._gate:
-            if self._forbidden(write):
+            if not write.allowed_by(self._state):
                 raise NbdRefused("EPERM", f"{nexus} may not write {length} bytes at {offset}")
             self._under_way.add(write)
         try:

@@ -69,7 +69,10 @@ class BackingFile:
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """A thread that comes too late gets EBADF, and never another file that has the same number by
+        then."""
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _punch(self, offset: int, length: int) -> bool:
         return self._try(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)

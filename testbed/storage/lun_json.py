@@ -25,7 +25,7 @@ from testbed.storage.lun import (
 STATE_VERSION = 1
 
 _KEY = re.compile(r"[0-9a-f]{16}")
-_LEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _EPOCH = re.compile(r"[0-9]{1,19}")
 
 
@@ -48,7 +48,7 @@ def parse_export_name(name: str) -> tuple[str, Nexus]:
         return lun, Nexus(key)
     lease, epoch = words.get("lease", ""), words.get("epoch", "")
     complete = words.keys() == {"key", "lease", "epoch"}
-    if not complete or not _LEASE.fullmatch(lease) or not _EPOCH.fullmatch(epoch):
+    if not complete or not _NAME.fullmatch(lease) or not _EPOCH.fullmatch(epoch):
         raise LunError(Kind.BAD_REQUEST, f"export {name!r}: after the key may stand &lease=NAME&epoch=N")
     return lun, Nexus(key, lease, int(epoch))
 
@@ -61,10 +61,10 @@ def parse_key(value: object) -> str:
     return key
 
 
-def parse_lease(value: object) -> str:
-    """A lease's name. LunError (BadRequest)."""
-    if not isinstance(value, str) or not _LEASE.fullmatch(value):
-        text = f"lease {value!r}: a name is 1 to 63 of A-Z, a-z, 0-9, '.', '_', '-', no sign first"
+def parse_name(value: object, what: str) -> str:
+    """A name of a lease or a LUN (`what`). LunError (BadRequest)."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        text = f"{what} {value!r}: a name is 1 to 63 of A-Z, a-z, 0-9, '.', '_', '-', no sign first"
         raise LunError(Kind.BAD_REQUEST, text)
     return value
 
@@ -127,10 +127,11 @@ def command(request: Mapping[str, Any]) -> Decide:
         case "guard":
             return _guard(key, request)
         case "unguard":
-            lease = parse_lease(request.get("lease"))
+            lease = parse_name(request.get("lease"), "lease")
             return lambda state: state.unguard(key, lease)
         case "claim":
-            lease, expect = parse_lease(request.get("lease")), parse_epoch(request.get("expect"), "expect")
+            lease = parse_name(request.get("lease"), "lease")
+            expect = parse_epoch(request.get("expect"), "expect")
             return lambda state: state.claim(key, lease, expect)
     known = ", ".join(COMMANDS)
     raise LunError(Kind.BAD_REQUEST, f"unknown command {request.get('do')!r}; known are: {known}")
@@ -140,7 +141,7 @@ COMMANDS = ("register", "unregister", "reserve", "release", "preempt", "guard", 
 
 
 def _guard(key: str, request: Mapping[str, Any]) -> Decide:
-    lease, ranges = parse_lease(request.get("lease")), parse_ranges(request.get("ranges"))
+    lease, ranges = parse_name(request.get("lease"), "lease"), parse_ranges(request.get("ranges"))
     holder = None if request.get("holder") is None else parse_key(request["holder"])
     epoch = None if request.get("epoch") is None else parse_epoch(request["epoch"], "epoch")
     return lambda state: state.guard(key, lease, ranges, holder, epoch)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import selectors
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from typing import Any, Self
 
 from netns.forkserver import ready
 from testbed.storage import lun_json, server, stream
-from testbed.storage.control import answer
+from testbed.storage.control import answer, refusal
 from testbed.storage.fencing import Door, Lun
 from testbed.storage.files import BackingFile, replace
 from testbed.storage.lines import LineBroken, Lines
-from testbed.storage.lun import LunError, LunState
+from testbed.storage.lun import Kind, LunError, LunState
 from testbed.storage.nbd import NbdBroken, NoSuchExport
 
 DISK_SUFFIX = ".img"
@@ -40,7 +40,7 @@ class TargetError(Exception):
 @dataclass(frozen=True)
 class TargetSpec:
     """Where a target has its files and listens (port 0: any), and which LUNs there shall be, with their
-    sizes."""
+    sizes; one that is there keeps the size it has."""
 
     folder: Path
     address: str
@@ -52,10 +52,11 @@ class TargetSpec:
     def parse(cls, argument: Mapping[str, Any]) -> TargetSpec:
         """From {"folder", "address", "nbd_port", "lun_port", "luns": {name: bytes}}. TargetError."""
         try:
-            luns = {str(name): int(size) for name, size in (argument.get("luns") or {}).items()}
+            wanted = dict(argument.get("luns") or {})
+            luns = {lun_json.parse_name(name, "LUN"): int(size) for name, size in wanted.items()}
             ports = int(argument["nbd_port"]), int(argument["lun_port"])
             return cls(Path(argument["folder"]), str(argument["address"]), *ports, luns)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, LunError) as error:
             raise TargetError(f"not a target: {type(error).__name__}: {error}") from error
 
 
@@ -66,8 +67,8 @@ def main(argument: dict[str, Any], _fds: Sequence[int]) -> int:
     cannot be.
     """
     awake, wake = socket.socketpair()
-    signal.set_wakeup_fd(wake.fileno())
     wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with Target(TargetSpec.parse(argument)) as target:
@@ -93,7 +94,7 @@ class Target:
         with ExitStack() as stack:
             for name, size_bytes in spec.luns.items():
                 _create(spec.folder, name, size_bytes)
-            for path in sorted(spec.folder.glob(f"*{DISK_SUFFIX}")):
+            for path in sorted(filter(Path.is_file, spec.folder.glob(f"*{DISK_SUFFIX}"))):
                 self.luns[path.name.removesuffix(DISK_SUFFIX)] = _open(path, stack)
             self._nbd = stack.enter_context(_listen(spec.address, spec.nbd_port))
             self._control = stack.enter_context(_listen(spec.address, spec.lun_port))
@@ -125,7 +126,7 @@ class Target:
         try:
             connection, _ = listener.accept()
         except OSError as error:  # it broke off before we came to it, or we have no descriptor left
-            logging.warning("a connection could not be accepted: %s", error)
+            print(f"a connection could not be accepted: {error}", file=sys.stderr)
             return
         with self._lock:
             if len(self._connections) >= MOST_CONNECTIONS:
@@ -142,7 +143,7 @@ class Target:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
             serve(connection)
         except (NbdBroken, LineBroken) as error:
-            logging.warning("a client was cut off: %s", error)
+            print(f"a client was cut off: {error}", file=sys.stderr)
         except (stream.StreamLost, OSError):
             pass  # it is gone, and has no one to tell
         finally:
@@ -158,8 +159,12 @@ class Target:
 
     def _serve_control(self, connection: socket.socket) -> None:
         lines = Lines(connection)
-        while (request := lines.receive()) is not None:
-            lines.send(answer(self.luns, request))
+        try:
+            while (request := lines.receive()) is not None:
+                lines.send(answer(self.luns, request))
+        except LineBroken as error:
+            lines.send(refusal(LunError(Kind.BAD_REQUEST, str(error))))
+            raise
 
     def names(self) -> list[str]:
         """The exports, for a client that lists them."""
@@ -178,14 +183,19 @@ class Target:
         return self.luns[wanted].door(nexus)
 
     def close(self) -> None:
-        """End every connection, let what is under way come to its end, and close the files, synced."""
+        """End every connection, let what is under way come to its end, and close the files, synced.
+
+        A request that was under way is done or not done, and not answered.
+        """
         self._nbd.close()
         self._control.close()
         with self._lock:
             connections = dict(self._connections)
-        for connection, thread in connections.items():
+        for connection in connections:
             _cut(connection)
-            thread.join(END_DEADLINE_S)
+        end_s = time.monotonic() + END_DEADLINE_S
+        for thread in connections.values():
+            thread.join(max(0.0, end_s - time.monotonic()))
         self._stack.close()
 
     def __enter__(self) -> Self:
