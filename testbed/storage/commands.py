@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from testbed.storage.client import NbdRefused
@@ -122,18 +123,24 @@ class Commands:
         now. NoSuchExport, with the reason."""
         name, mark, epoch = export.partition("?epoch=")
         try:
-            mounted = self._demand_mounted()
-            check_name(name)
-            if mark and not (epoch.isdecimal() and epoch.isascii() and len(epoch) < 20):
-                raise Refused(f"export {export!r}: must be like DISK or DISK?epoch=3", "BadRequest")
-            number = int(epoch) if mark else self._own_epoch(mounted, name)
-            prepared = self.open_disks.take_prepared(name, number)
-            if prepared is not None:
-                return prepared
-            disk, nexus = mounted.disk(name), mounted.connection(name, number)
-            return OpenDisk(mounted.volume, disk, nexus, self.gate)
+            with ExitStack() as undo:
+                check_name(name)
+                if mark and not (epoch.isdecimal() and epoch.isascii() and len(epoch) < 20):
+                    raise Refused(f"export {export!r}: must be like DISK or DISK?epoch=3", "BadRequest")
+                undo.enter_context(self.open_disks.holding(name))  # before we look: nobody deletes it then
+                disk = self._opened(name, int(epoch) if mark else None)
+                disk.at_its_end(undo.pop_all())
+                return disk
         except (Refused, VolumeError, Owned, Offline, LunRefused, NbdRefused) as error:
             raise NoSuchExport(self._refusal(error, "", {})["error"]) from error
+
+    def _opened(self, name: str, epoch: int | None) -> OpenDisk:
+        mounted = self._demand_mounted()
+        epoch = self._own_epoch(mounted, name) if epoch is None else epoch
+        prepared = self.open_disks.take_prepared(name, epoch)
+        if prepared is not None:
+            return prepared
+        return OpenDisk(mounted.volume, mounted.disk(name), mounted.connection(name, epoch), self.gate)
 
     def _own_epoch(self, mounted: MountedVolume, name: str) -> int:
         lease = mounted.lease(name)
@@ -211,7 +218,7 @@ class Commands:
 
     def _create(self, request: Answer) -> Answer:
         name, size = check_name(request.get("disk", "")), _number(request, "bytes")
-        identity = uuid.UUID(hex=request["identity"]) if "identity" in request else uuid.uuid4()
+        identity = _identity(request)
         order = {"disk": name, "bytes": size, "identity": identity.hex}
         answer = self._change(request, order, lambda here: {"epoch": here.create(name, size, identity)})
         if "for" not in request and self._demand_mounted().lease(name)["holder"] != self._rights.key:
@@ -252,11 +259,8 @@ class Commands:
             answer = self._by_peer(mounted, str(request["do"]), order)
             if answer is not None:
                 return answer
-            try:
+            with suppress(Deposed):  # by another host, at this very moment: we look again who it is
                 mounted.take_coordination()
-            except LunRefused as refused:
-                if refused.kind not in ("Lost", "Conflict"):
-                    raise
         raise Refused("the hosts cannot agree on a coordinator", "Busy")
 
     def _by_peer(self, mounted: MountedVolume, command: str, order: Answer) -> Answer | None:
@@ -314,6 +318,15 @@ def _number(request: Answer, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
         raise Refused(f"{name} {value!r}: must be a whole number from 0 on", "BadRequest")
     return value
+
+
+def _identity(request: Answer) -> uuid.UUID:
+    """Who asks again says so by it; a new one for a new disk."""
+    try:
+        return uuid.UUID(hex=request["identity"]) if "identity" in request else uuid.uuid4()
+    except (ValueError, AttributeError) as error:
+        text = f"identity {request['identity']!r}: must be 32 hexadecimal digits"
+        raise Refused(text, "BadRequest") from error
 
 
 def _flag(request: Answer, name: str, default: bool | None = None) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from testbed.storage.client import NbdRefused
@@ -73,7 +73,8 @@ class MountedVolume:
             undo.callback(self._device.close)
             self.volume: Volume = open_volume(self._device)
             if self.mode == EXCLUSIVE or self.coordinator() in (None, rights.key):
-                self.take_coordination()
+                with suppress(Deposed):  # then there is one: the host that mounts at the same moment
+                    self.take_coordination()
             undo.pop_all()
 
     def dismount(self) -> None:
@@ -117,19 +118,25 @@ class MountedVolume:
     # ---- the coordinator's
 
     def take_coordination(self) -> None:
-        """Become the coordinator, whoever was, and mend what it left half done. LunRefused if another host
-        does the same at this moment."""
+        """Become the coordinator, whoever was, and mend what it left half done. Deposed if another host does
+        the same at this moment, and has the last word."""
         with self._changing:
             self._resign()
-            status = self.rights.status()
-            lease = status["leases"].get(METADATA_LEASE)
-            if lease is None:
-                epoch = self.rights.guard(METADATA_LEASE, [(0, METADATA_BYTES)])
-            else:
-                epoch = self.rights.claim(METADATA_LEASE, lease["epoch"])
+            epoch = self._lead(self.rights.status()["leases"].get(METADATA_LEASE))
             self._metadata = self.connection(METADATA_LEASE, epoch)
             with self._coordinating() as device:
-                self._mend(self.volume.read_table(device), status["leases"])
+                self._mend(self.volume.read_table(device), self.rights.status()["leases"])
+
+    def _lead(self, lease: dict[str, Any] | None) -> int:
+        """Make the coordinator's lease, or take it over as it is; its epoch. Deposed."""
+        try:
+            if lease is None:
+                return self.rights.guard(METADATA_LEASE, [(0, METADATA_BYTES)])
+            return self.rights.claim(METADATA_LEASE, lease["epoch"])
+        except LunRefused as refused:
+            if refused.kind not in ("Lost", "Conflict"):
+                raise
+            raise Deposed(f"another host has become the coordinator: {refused}") from refused
 
     def create(self, name: str, size_bytes: int, identity: uuid.UUID) -> int:
         """Make a disk, all zeroes, whose lease is this host's; its epoch. If that very disk is there already,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from testbed.storage import nbd
 from testbed.storage.layout import Disk
@@ -77,6 +77,15 @@ class OpenDisk:
         self._volume = volume
         self._gate = gate
         self._given_up: Callable[[], bool] = lambda: False
+        self._closing = ExitStack()
+        self._closing.callback(nexus.close)
+
+    def at_its_end(self, undo: ExitStack) -> None:
+        """Have `undo` closed with the disk."""
+        self._closing.push(undo)
+
+    def close(self) -> None:
+        self._closing.close()
 
     def wait_until(self, given_up: Callable[[], bool]) -> None:
         """From now on a request waits as long as it must, or until `given_up` says that nobody waits any
@@ -154,7 +163,7 @@ class OpenDisks:
             while len(self._prepared) > MOST_PREPARED:
                 gone.append(self._prepared.pop(next(iter(self._prepared))))
         for one in gone:
-            one.nexus.close()
+            one.close()
 
     def take_prepared(self, name: str, epoch: int) -> OpenDisk | None:
         with self._lock:
@@ -166,4 +175,4 @@ class OpenDisks:
             keys = [key for key in self._prepared if name in (None, key[0])]
             gone = [self._prepared.pop(key) for key in keys]
         for one in gone:
-            one.nexus.close()
+            one.close()

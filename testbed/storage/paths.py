@@ -70,6 +70,7 @@ class Paths:
         self._changed = threading.Condition()
         self._route: Route | None = None
         self._why = "nobody has looked yet"
+        self._last_told = OFFLINE
         self._carried: dict[socket.socket, Route] = {}
         self._look_now = threading.Event()
         self._asking: dict[Route, LunClient] = {}
@@ -142,11 +143,12 @@ class Paths:
             self._lose(route)
             reasons.append(f"{route.name}: {reason}")
         with self._changed:
-            before, self._route = self._route, best
+            self._route = best
             self._why = "; ".join(reasons)
             self._changed.notify_all()
-        if before != best:
-            self._told(self.state)
+        if self._last_told != self.state:
+            self._last_told = self.state
+            self._told(self._last_told)
 
     def _lose(self, route: Route) -> None:
         """Nobody waits any longer for an answer over `route`."""

@@ -6,6 +6,7 @@ destination. """
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from dataclasses import dataclass
@@ -46,7 +47,11 @@ def listen(ports: RelayPorts, target_nbd: Address, target_lun: Address, control:
 
 def _accept(listener: socket.socket, goal: Address) -> None:
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:  # it broke off before we came to it, or we have no descriptor left
+            logging.warning("a connection could not be accepted: %s", error)
+            continue
         threading.Thread(target=carry, args=(connection, goal), name="relay", daemon=True).start()
 
 

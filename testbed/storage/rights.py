@@ -79,14 +79,14 @@ class Rights:
                 raise
 
     def _ask(self, command: Callable[[LunClient], T]) -> T:
-        with self._one_at_a_time:
-            while True:
-                route = self._paths.route(self._deadline_s)
+        while True:
+            route = self._paths.route(self._deadline_s)
+            with self._one_at_a_time:
                 try:
                     return command(self._connected(route))
                 except LunLost:
                     self._leave()
-                    self._paths.failed(route)
+            self._paths.failed(route)
 
     def _connected(self, route: Route) -> LunClient:
         if self._client is not None and self._route == route:

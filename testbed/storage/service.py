@@ -162,7 +162,11 @@ class Service:
                     self._accept(key.fileobj, key.data)
 
     def _accept(self, listener: Any, serve: Callable[[socket.socket], None]) -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:  # it broke off before we came to it, or we have no descriptor left
+            logging.warning("a connection could not be accepted: %s", error)
+            return
         if not self._connections.acquire(blocking=False):
             connection.close()
             return
@@ -188,9 +192,7 @@ class Service:
         asked_for = _AskedFor(self._commands)
         try:
             disk = server.handshake(connection, asked_for, HANDSHAKE_DEADLINE_S)
-            if disk is None:
-                return
-            with self._commands.open_disks.holding(disk.disk.name):
+            if disk is not None:
                 disk.wait_until(lambda: _hung_up(connection))
                 disk.nexus.open()
                 server.serve(connection, disk)
@@ -220,7 +222,7 @@ class _AskedFor:
 
     def close(self) -> None:
         for disk in self._found.values():
-            disk.nexus.close()
+            disk.close()
 
 
 def _listen(path: Path) -> socket.socket:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import select
+import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
 from netns.topology import Bridge, End, Link, Node, Spec, plan
 from testbed.measure.trace import Recorder
 from testbed.storage.client import NbdClient
+from testbed.storage.lun_client import LunClient
 from testbed.storage.volume_client import VolumeClient, VolumeRefused
 
 MIB = 1 << 20
@@ -60,7 +65,9 @@ class Stage:
         argument = {"folder": str(self.folder), "luns": {"csv": self.lun_bytes}, **ports}
         self._start("storage", "testbed.storage.target:main", argument)
 
-    def start_service(self, host: str, **changed: Any) -> None:
+    def start_service(
+        self, host: str, entry: str = "testbed.storage.service:main", **changed: Any
+    ) -> None:
         argument = {
             "host": host,
             "key": KEYS[host],
@@ -74,7 +81,7 @@ class Stage:
             "recorder": "/run/recorder",
             **changed,
         }
-        self._start(host, "testbed.storage.service:main", argument)
+        self._start(host, entry, argument)
 
     def _start(self, node: str, entry: str, argument: dict[str, Any]) -> None:
         process = spawn(entry, argument, namespace=self.topology.namespace(node), name=f"{node}-process")
@@ -90,9 +97,24 @@ class Stage:
     def client(self, host: str) -> VolumeClient:
         return self._stack.enter_context(VolumeClient.connect(control(host), DEADLINE_S))
 
+    def luns(self, host: str) -> LunClient:
+        """The target's LUN service, past the host's volume service."""
+        namespace = self.topology.namespace(host)
+        address = (TARGET[0], TARGET[2])
+        return self._stack.enter_context(
+            LunClient.connect(address, deadline_s=DEADLINE_S, namespace=namespace)
+        )
+
     def disk(self, host: str, export: str) -> NbdClient:
         """Open a disk at a host's service, as a guest would."""
         return self._stack.enter_context(NbdClient.connect(nbd(host), export, deadline_s=DEADLINE_S))
+
+    def unsent_bytes(self, host: str) -> int:
+        """What the kernel of a host still means to deliver to the target's NBD port."""
+        table = Path(f"/proc/{self.processes[host].pid}/net/tcp").read_text().splitlines()[1:]
+        rows = [line.split() for line in table]
+        to_target = [row for row in rows if row[2].endswith(f":{TARGET[1]:04X}")]
+        return sum(int(row[4].partition(":")[0], 16) for row in to_target)
 
     def link(self, host: str, ifname: str, state: str) -> None:
         subprocess.run(
@@ -101,9 +123,9 @@ class Stage:
 
     def await_state(self, host: str, wanted: str) -> None:
         """Return once a host's service has said that its volume is in this state, from the last event on."""
-        last = [one for one in self.states(host)][-1:]
+        last = self.states(host)[-1:]
         while last != [wanted]:
-            readable = _readable(self.recorder, DEADLINE_S)
+            readable, _, _ = select.select([self.recorder], [], [], DEADLINE_S)
             assert readable, f"{host} is {last}, not {wanted}\n{self.processes[host].stderr_tail()}"
             last = self.states(host)[-1:]
 
@@ -112,6 +134,14 @@ class Stage:
         self.recorder.receive()
         told = [one for one in self.recorder.events if one["event"] == "volume-state"]
         return [one["volume"] for one in told if one["source"] == f"{host}-volume"]
+
+
+def service_that_closes_politely(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that closes a connection which it leaves behind as any program would."""
+    from testbed.storage import paths, service
+
+    paths._ABORT = struct.pack("ii", 0, 0)
+    return service.main(argument, fds)
 
 
 def control(host: str) -> Path:
@@ -145,17 +175,9 @@ def mounted(folder: Path, **sizes: Any) -> Iterator[tuple[Stage, VolumeClient, V
         yield made, a, b
 
 
-def refusal(action: Any) -> VolumeRefused:
+def refusal(action: Callable[[], object]) -> VolumeRefused:
     """How the service says no to what `action` asks."""
-    try:
+    with pytest.raises(VolumeRefused) as refused:
         action()
-    except VolumeRefused as refused:
-        assert "\n" not in str(refused)
-        return refused
-    raise AssertionError("it was not refused")
-
-
-def _readable(source: Any, timeout_s: float) -> bool:
-    import select
-
-    return bool(select.select([source], [], [], timeout_s)[0])
+    assert "\n" not in str(refused.value)
+    return refused.value
