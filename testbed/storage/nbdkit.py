@@ -71,5 +71,5 @@ def _wait(process: subprocess.Popen[bytes], reader: int) -> None:
     if reader in found and os.read(reader, 64):
         return
     assert process.stderr is not None
-    words = process.stderr.read().decode(errors="replace").strip() if pidfd in found else "it is silent"
-    raise NbdkitError(f"nbdkit does not listen: {words}")
+    words = process.stderr.read().decode(errors="replace") if pidfd in found else "it is silent"
+    raise NbdkitError(f"nbdkit does not listen: {'; '.join(words.splitlines())}")
