@@ -53,9 +53,11 @@ PURE = (
     "testbed/scenario/outcome.py",
     "testbed/scenario/plan.py",
     "testbed/scenario/units.py",
+    "testbed/storage/layout.py",
     "testbed/storage/lun.py",
     "testbed/storage/lun_json.py",
     "testbed/storage/nbd.py",
+    "testbed/storage/volume.py",
     "testbed/tcp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""

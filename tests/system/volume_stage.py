@@ -1,0 +1,183 @@
+"""A storage network with a target and two hosts, each with its volume service, for tests of the volume."""
+
+from __future__ import annotations
+
+import select
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns.apply import Topology, apply
+from netns.forkserver import Process, spawn
+from netns.topology import Bridge, End, Link, Node, Spec, plan
+from testbed.measure.trace import Recorder
+from testbed.storage.client import NbdClient
+from testbed.storage.lun_client import LunClient
+from testbed.storage.volume_client import VolumeClient, VolumeRefused
+
+MIB = 1 << 20
+DEADLINE_S = 30.0
+TARGET = ("10.5.0.10", 10809, 3260)
+STORAGE = {"host-a": "10.5.0.1", "host-b": "10.5.0.2"}
+MIGRATION = {"host-a": "10.6.0.1", "host-b": "10.6.0.2"}
+KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
+PEER = {"host-a": "host-b", "host-b": "host-a"}
+RELAY_PORT = 7920
+PRELOAD = ("testbed.storage.service", "testbed.storage.target")
+
+
+def network(rate_mbit: float | None = None) -> Spec:
+    """The target and both hosts on a storage network, and a wire between the hosts for migrations."""
+    target = Node("storage", bridges=(Bridge("net0", addresses=(f"{TARGET[0]}/24",)),))
+    hosts = tuple(Node(host) for host in STORAGE)
+    cables = [
+        Link(
+            End(host, "stor0", addresses=(f"{address}/24",)),
+            End("storage", host, bridge="net0"),
+            rate_mbit=rate_mbit,
+        )
+        for host, address in STORAGE.items()
+    ]
+    ends = [End(host, "mig0", addresses=(f"{address}/24",)) for host, address in MIGRATION.items()]
+    return Spec((target, *hosts), (*cables, Link(ends[0], ends[1], mtu=9000)))
+
+
+class Stage:
+    """The network, the target's process and the hosts' services. `folder` is the target's."""
+
+    def __init__(self, topology: Topology, folder: Path, lun_bytes: int, stack: ExitStack) -> None:
+        self.topology = topology
+        self.folder = folder
+        self.lun_bytes = lun_bytes
+        self.recorder = Recorder(Path("/run/recorder"))
+        self.processes: dict[str, Process] = {}
+        self._stack = stack
+        stack.callback(self.recorder.close)
+
+    def start_target(self) -> None:
+        address, nbd_port, lun_port = TARGET
+        ports = {"address": address, "nbd_port": nbd_port, "lun_port": lun_port}
+        argument = {"folder": str(self.folder), "luns": {"csv": self.lun_bytes}, **ports}
+        self._start("storage", "testbed.storage.target:main", argument)
+
+    def start_service(
+        self, host: str, entry: str = "testbed.storage.service:main", **changed: Any
+    ) -> None:
+        argument = {
+            "host": host,
+            "key": KEYS[host],
+            "hosts": KEYS,
+            "lun": "csv",
+            "target": list(TARGET),
+            "relay_listen": [MIGRATION[host], RELAY_PORT],
+            "peer_relay": [MIGRATION[PEER[host]], RELAY_PORT],
+            "control": str(control(host)),
+            "nbd": str(nbd(host)),
+            "recorder": "/run/recorder",
+            **changed,
+        }
+        self._start(host, entry, argument)
+
+    def _start(self, node: str, entry: str, argument: dict[str, Any]) -> None:
+        process = spawn(entry, argument, namespace=self.topology.namespace(node), name=f"{node}-process")
+        self._stack.enter_context(process)
+        process.wait_ready(DEADLINE_S)
+        self.processes[node] = process
+
+    def kill(self, node: str) -> None:
+        """As a crash would end it."""
+        self.processes[node].kill()
+        assert self.processes[node].wait(DEADLINE_S) is not None
+
+    def client(self, host: str) -> VolumeClient:
+        return self._stack.enter_context(VolumeClient.connect(control(host), DEADLINE_S))
+
+    def luns(self, host: str) -> LunClient:
+        """The target's LUN service, past the host's volume service."""
+        namespace = self.topology.namespace(host)
+        address = (TARGET[0], TARGET[2])
+        return self._stack.enter_context(
+            LunClient.connect(address, deadline_s=DEADLINE_S, namespace=namespace)
+        )
+
+    def disk(self, host: str, export: str) -> NbdClient:
+        """Open a disk at a host's service, as a guest would."""
+        return self._stack.enter_context(NbdClient.connect(nbd(host), export, deadline_s=DEADLINE_S))
+
+    def unsent_bytes(self, host: str) -> int:
+        """What the kernel of a host still means to deliver to the target's NBD port."""
+        table = Path(f"/proc/{self.processes[host].pid}/net/tcp").read_text().splitlines()[1:]
+        rows = [line.split() for line in table]
+        to_target = [row for row in rows if row[2].endswith(f":{TARGET[1]:04X}")]
+        return sum(int(row[4].partition(":")[0], 16) for row in to_target)
+
+    def link(self, host: str, ifname: str, state: str) -> None:
+        subprocess.run(
+            ["ip", "netns", "exec", host, "ip", "link", "set", ifname, state], check=True, capture_output=True
+        )
+
+    def await_state(self, host: str, wanted: str) -> None:
+        """Return once a host's service has said that its volume is in this state, from the last event on."""
+        last = self.states(host)[-1:]
+        while last != [wanted]:
+            readable, _, _ = select.select([self.recorder], [], [], DEADLINE_S)
+            assert readable, f"{host} is {last}, not {wanted}\n{self.processes[host].stderr_tail()}"
+            last = self.states(host)[-1:]
+
+    def states(self, host: str) -> list[str]:
+        """All states that a host's volume has been in, oldest first."""
+        self.recorder.receive()
+        told = [one for one in self.recorder.events if one["event"] == "volume-state"]
+        return [one["volume"] for one in told if one["source"] == f"{host}-volume"]
+
+
+def service_that_closes_politely(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that closes a connection which it leaves behind as any program would."""
+    from testbed.storage import paths, service
+
+    paths._ABORT = struct.pack("ii", 0, 0)
+    return service.main(argument, fds)
+
+
+def control(host: str) -> Path:
+    return Path(f"/run/storage/{host}.control")
+
+
+def nbd(host: str) -> Path:
+    return Path(f"/run/storage/{host}.nbd")
+
+
+@contextmanager
+def stage(folder: Path, *, lun_bytes: int = 64 * MIB, rate_mbit: float | None = None) -> Iterator[Stage]:
+    """Everything runs; nothing is formatted or mounted yet."""
+    with ExitStack() as stack:
+        topology = stack.enter_context(apply(plan(network(rate_mbit))))
+        made = Stage(topology, folder, lun_bytes, stack)
+        made.start_target()
+        for host in STORAGE:
+            made.start_service(host)
+        yield made
+
+
+@contextmanager
+def mounted(folder: Path, **sizes: Any) -> Iterator[tuple[Stage, VolumeClient, VolumeClient]]:
+    """A volume that both hosts have mounted; host-a is the coordinator."""
+    with stage(folder, **sizes) as made:
+        a, b = made.client("host-a"), made.client("host-b")
+        a.format()
+        a.mount()
+        b.mount()
+        yield made, a, b
+
+
+def refusal(action: Callable[[], object]) -> VolumeRefused:
+    """How the service says no to what `action` asks."""
+    with pytest.raises(VolumeRefused) as refused:
+        action()
+    assert "\n" not in str(refused.value)
+    return refused.value
