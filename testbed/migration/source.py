@@ -27,7 +27,15 @@ from testbed.migration.errors import (
 )
 from testbed.migration.ownership import Event, SourceOwnership, of_source
 from testbed.migration.phases import Phase, Progress
-from testbed.migration.strategy import Decision, Policy, RoundStatistics, Verdict, decide
+from testbed.migration.strategy import (
+    FIRST_MESSAGE_PAGES,
+    Decision,
+    Policy,
+    RoundStatistics,
+    Verdict,
+    decide,
+    message_pages,
+)
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -175,6 +183,7 @@ class Source:
         self._digests = PageDigests(vm.ram.pages)
         self._rounds: list[RoundStatistics] = []
         self._verdict: Verdict | None = None
+        self._message_pages = FIRST_MESSAGE_PAGES
         self._pending = PageSet.empty()
         self._undigested = PageSet.empty()
         self._final_pages = 0
@@ -248,8 +257,7 @@ class Source:
 
     def _rounds_until_decided(self) -> Verdict:
         while True:
-            if self._cancelled():
-                raise Cancelled("the migration was cancelled")
+            self._heed_cancellation()
             statistics = self._round(len(self._rounds) + 1)
             self._rounds.append(statistics)
             verdict = decide(self._rounds, self._plan.policy)
@@ -319,7 +327,8 @@ class Source:
         return RoundStatistics(number, len(pages), zeros, sent, duration_ns, len(self._pending))
 
     def _send_pages(self, number: int, pages: PageSet) -> tuple[int, int]:
-        """Send one round; returns the bytes on the wire and how many pages went as zeros."""
+        """Send one round; returns the bytes on the wire and how many pages went as zeros. Raises Cancelled
+        between two messages."""
         ram = self._vm.ram
         zeros = PageSet.empty() if self._plan.whole else ram.zero(pages)
         sent = self._channel.send(wire.RoundBegin(number, len(pages)), *wire.zero_messages(_runs(zeros)))
@@ -328,17 +337,23 @@ class Source:
             ram = self._copy(data)
             self._digests.update(ram, data)
             self._digests.update(ram, zeros)
-        for message in wire.page_messages(_runs(data)):
+        for message in wire.page_messages(_runs(data), lambda: self._message_pages):
+            self._heed_cancellation()
+            begin_ns = self._clock()
             sent += self._channel.send_pages(message, ram)
+            self._message_pages = message_pages(self._message_pages, self._clock() - begin_ns)
         sent += self._channel.send(wire.RoundEnd(number, len(pages)))
         self._sent_bytes += sent
         if self._vm.tracker.exact:
             self._undigested |= pages
         return sent, len(zeros)
 
-    def _pause(self) -> None:
+    def _heed_cancellation(self) -> None:
         if self._cancelled():
             raise Cancelled("the migration was cancelled")
+
+    def _pause(self) -> None:
+        self._heed_cancellation()
         self._vm.hold_handshakes()
         self._channel.set_deadline(self._plan.switchover_deadline_s)
         self._vm.pause()

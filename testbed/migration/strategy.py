@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from testbed.migration.wire import MAX_PAGES_A_MESSAGE
+
 PAGE = 4096
+MESSAGE_NS = 100_000_000
+"""How long a message may keep the source from hearing that the migration is cancelled, roughly."""
+FIRST_MESSAGE_PAGES = 64
+LEAST_MESSAGE_PAGES = 16
 WORTH_MEASURING = 1 << 20  # bytes; a shorter round says more about latency than about bandwidth
 
 
@@ -85,3 +91,16 @@ def decide(history: Sequence[RoundStatistics], policy: Policy) -> Verdict:
             Decision.GIVE_UP, expected_ns, f"{len(history)} rounds did not reach the downtime limit"
         )
     return Verdict(Decision.SWITCH, expected_ns, f"{len(history)} rounds did not converge, switching anyway")
+
+
+def message_pages(pages: int, duration_ns: int) -> int:
+    """How many pages the next message may carry, after one that might carry `pages` took `duration_ns`.
+
+    Between two messages a round can be given up, within one it cannot. So they are large where the wire is
+    fast, for each costs a few system calls, and small where it is slow.
+    """
+    if duration_ns > MESSAGE_NS:
+        return max(pages // 2, LEAST_MESSAGE_PAGES)
+    if duration_ns < MESSAGE_NS // 4:
+        return min(pages * 2, MAX_PAGES_A_MESSAGE)
+    return pages

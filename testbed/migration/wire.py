@@ -483,10 +483,14 @@ def check_proof(proof: Proof, secret: bytes, role: str, source_nonce: bytes, tar
         raise ProtocolError("the peer does not know the secret of this run")
 
 
-def page_messages(runs: Iterable[Run]) -> Iterable[Pages]:
-    """Cut `runs` into Pages messages within the bounds; order is kept, no page is lost."""
+def page_messages(runs: Iterable[Run], most: Callable[[], int] | None = None) -> Iterable[Pages]:
+    """Cut `runs` into Pages messages within the bounds; order is kept, no page is lost.
+
+    `most` is asked before each message how many pages it may carry, at most MAX_PAGES_A_MESSAGE.
+    """
     batch: list[Run] = []
-    room = MAX_PAGES_A_MESSAGE
+    most = most or (lambda: MAX_PAGES_A_MESSAGE)
+    room = most()
     for start, count in runs:
         while count:
             part = min(count, room)
@@ -494,7 +498,7 @@ def page_messages(runs: Iterable[Run]) -> Iterable[Pages]:
             start, count, room = start + part, count - part, room - part
             if not room or len(batch) == MAX_RUNS:
                 yield Pages(tuple(batch))
-                batch, room = [], MAX_PAGES_A_MESSAGE
+                batch, room = [], most()
     if batch:
         yield Pages(tuple(batch))
 

@@ -86,6 +86,19 @@ def test_the_migration_is_cancelled_during_precopy(lab: Lab) -> None:
     assert_guest_unharmed(lab)
 
 
+def test_a_cancel_on_a_slow_wire_does_not_wait_for_the_round(tmp_path: Path) -> None:
+    """Which would take minutes."""
+    with Lab(replace(SMALL, fill=0.9, bandwidth_bits_per_s=1_000_000), tmp_path) as lab:
+        lab.boot([])
+        lab.start_clients()
+        cancelling = threading.Timer(1.0, lab.agents["host-a"].line.send, [{"do": "cancel"}])
+        cancelling.start()
+        source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+        assert source_answer["kind"] == "Cancelled"
+        assert target_answer["kind"] == "PeerRefused"
+        assert_guest_unharmed(lab)
+
+
 def test_after_a_rollback_the_next_migration_is_clean(lab: Lab) -> None:
     def cancel() -> None:
         lab.agents["host-a"].line.send({"do": "cancel"})

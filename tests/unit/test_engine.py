@@ -319,6 +319,35 @@ def test_cancelling_between_rounds_lets_the_guest_run_on() -> None:
     assert isinstance(meeting.source_error, Cancelled)
 
 
+def test_cancelling_within_a_round_does_not_wait_for_its_end() -> None:
+    """On a slow wire a round takes minutes."""
+    source, target = guest(filled=PAGES - 4), FakeTarget()
+    channels, sent = channel_pair(), []
+
+    def remember(data: bytes) -> bytes:
+        sent.append(data[2])
+        return data
+
+    channels[0].tap = remember
+    plan = Plan(SECRET, b"n" * 16)
+    meeting = meet(source, target, plan, channels, cancelled=lambda: wire.Pages.kind in sent)
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, Cancelled)
+    assert sent.count(wire.Pages.kind) == 1
+    assert wire.RoundEnd.kind not in sent
+    assert isinstance(meeting.target_error, PeerRefused)
+
+
+def test_cancelling_in_the_blackout_lets_the_guest_run_on() -> None:
+    """Without pre-copy all of RAM crosses in it."""
+    source, target = guest(), FakeTarget()
+    plan = Plan(SECRET, b"n" * 16, precopy=False)
+    meeting = meet(source, target, plan, cancelled=lambda: source.state == "paused")
+    assert_rolled_back(source, target, meeting)
+    assert isinstance(meeting.source_error, Cancelled)
+    assert "devices" not in source.calls
+
+
 def test_the_rate_limit_is_taken_off_before_the_switchover() -> None:
     channels = channel_pair()
     meet(guest(), FakeTarget(), Plan(SECRET, b"n" * 16, rate_limit=1000), channels)

@@ -7,7 +7,18 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.migration.strategy import Decision, Policy, RoundStatistics, bandwidth, decide
+from testbed.migration.strategy import (
+    FIRST_MESSAGE_PAGES,
+    MESSAGE_NS,
+    PAGE,
+    Decision,
+    Policy,
+    RoundStatistics,
+    bandwidth,
+    decide,
+    message_pages,
+)
+from testbed.migration.wire import MAX_PAGES_A_MESSAGE
 
 # 10,000 pages in 0.1 s: 409.6 MB/s, 10 us a page
 FIRST = RoundStatistics(1, 10_000, 0, 40_960_000, 100_000_000, 0)
@@ -65,3 +76,14 @@ def test_it_always_ends_and_never_promises_more_than_the_limit(
         assert verdict.decision is not Decision.CONTINUE
     if verdict.decision is Decision.SWITCH and len(history) < policy.max_rounds:
         assert verdict.expected_ns <= policy.downtime_limit_ns
+
+
+@given(rate_mbit=st.integers(1, 100_000))
+def test_messages_are_as_large_as_the_wire_lets_them_be_and_still_be_cancelled_soon(rate_mbit: int) -> None:
+    pages = FIRST_MESSAGE_PAGES
+    for _ in range(20):
+        duration_ns = pages * PAGE * 8000 // rate_mbit
+        pages = message_pages(pages, duration_ns)
+    duration_ns = pages * PAGE * 8000 // rate_mbit
+    assert duration_ns <= MESSAGE_NS or pages * PAGE == 1 << 16
+    assert duration_ns >= MESSAGE_NS // 4 or pages == MAX_PAGES_A_MESSAGE

@@ -102,10 +102,13 @@ def test_runs_that_overlap_are_out_of_order_empty_or_too_long_are_refused(bad: t
         decode(wire.encode(wire.Pages(bad)))
 
 
-@given(runs(most=600, longest=3000))
-def test_cutting_runs_into_messages_keeps_every_page_in_order(all_runs: tuple[wire.Run, ...]) -> None:
+@given(runs(most=600, longest=3000), st.integers(1000, wire.MAX_PAGES_A_MESSAGE))
+def test_cutting_runs_into_messages_keeps_every_page_in_order(
+    all_runs: tuple[wire.Run, ...], most: int
+) -> None:
     pages = [page for start, count in all_runs for page in range(start, start + count)]
-    messages = [decode(wire.encode(message)) for message in wire.page_messages(all_runs)]
+    messages = [decode(wire.encode(message)) for message in wire.page_messages(all_runs, lambda: most)]
+    assert all(message.pages <= most for message in messages)  # type: ignore[attr-defined]
     cut = [page for m in messages for start, count in m.runs for page in range(start, start + count)]  # type: ignore[attr-defined]
     assert cut == pages
 
