@@ -27,7 +27,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
 from testbed.host.recovery import recover, wake
+from testbed.host.shared_storage import SharedStorage
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
@@ -174,7 +175,7 @@ class Agent:
         )
 
     def _boot(self, message: dict[str, Any]) -> dict[str, Any]:
-        description = GuestDescription.from_json(message["guest"])
+        description = self._owned(GuestDescription.from_json(message["guest"]))
         self._import_path = message.get("import_path", [])
         guest = self._put_in_place(description, fresh=True)
         try:
@@ -182,10 +183,23 @@ class Agent:
         except BaseException:
             self._remove(guest)
             raise
-        self._keeper.journal.write(Stage.HOSTED)
+        self._keeper.journal.write(Stage.HOSTED, guest.epoch)
         self._guest = guest
         passed_over = [asdict(one) for one in guest.choice.passed_over]
         return {"tracker": guest.tracker.name, "passed_over": passed_over}
+
+    def _owned(self, description: GuestDescription) -> GuestDescription:
+        """A guest about to boot here: the lease of its disk is claimed, whosever it was."""
+        storage, disk = self._site.storage, description.disk
+        if disk is None:
+            return description
+        if storage is None:
+            raise LocalError(f"a guest with a disk, and {self._site.name} has no shared storage")
+        with storage.client() as client:
+            lease = client.lease(disk)
+            ours = lease["holder"] == self._site.name
+            epoch = lease["epoch"] if ours else client.claim(disk, lease["epoch"])
+        return replace(description, epoch=epoch)
 
     def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
         self._import_path = message.get("import_path", self._import_path)
@@ -323,7 +337,8 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    site = Site(argument["name"], Namespace.open(argument["name"]), argument["bridge"], argument["uplink"])
+    namespace, storage = Namespace.open(argument["name"]), SharedStorage.from_json(argument["storage"])
+    site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
     trace = Trace(site.name, Path(argument["recorder"]))
     keeper = Keeper(socket.socket(fileno=line), journal, store)
     reception = Reception(socket.socket(fileno=control))

@@ -14,11 +14,12 @@ from testbed.host.description import GuestDescription
 from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Stage
 from testbed.host.rehearsal import rehearse
+from testbed.host.shared_storage import DiskArbiter
 from testbed.host.urgency import Urgency
 from testbed.memory.region import Region
 from testbed.migration import wire
-from testbed.migration.arbiter import Arbiter
 from testbed.migration.errors import LocalError, ProtocolError
+from testbed.migration.ownership import Lease
 from testbed.migration.source import TraceLike
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, ListenerState
@@ -45,6 +46,8 @@ class ArrivingGuest:
         self._listeners: dict[int, socket.socket] = {}
         self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.urgency = Urgency()
+        self.arbiter: DiskArbiter | None = None
+        self._disk: tuple[socket.socket, dict[str, int]] | None = None
         self.counts: dict[str, int] = {}
         """This host's part of the network in a migration that failed, once the guest is discarded."""
         self._cut = False
@@ -66,12 +69,11 @@ class ArrivingGuest:
         if described.ram_bytes != ram_bytes:
             raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
         self._guest = self._put_in_place(described)
-        self._keeper.journal.write(Stage.ARRIVING)
+        self.arbiter = self._guest.arbiter(Lease("source", described.epoch))
+        if self.arbiter is not None:
+            self._guest.epoch = described.epoch + 1
+        self._keeper.journal.write(Stage.ARRIVING, self._guest.epoch)
         return self._guest.ram
-
-    @property
-    def arbiter(self) -> Arbiter | None:
-        return self.guest.arbiter
 
     def prepare(self, foreseen: Mapping[str, Any]) -> None:
         """Install the neighbours and the listeners, and make sockets in repair mode in advance for the
@@ -92,6 +94,9 @@ class ArrivingGuest:
             self._injector = self._stack.enter_context(Injector())
             for family in (socket.AF_INET, socket.AF_INET6):
                 self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
+        if self.arbiter is not None:
+            # Good for nothing but reading until the claim, in the instant of which it comes to life.
+            self._disk = self.guest.open_disk(self.guest.epoch)
         self.guest.network.egress.start()
         gc.collect()
         self.urgency.raise_for([0, self.guest.process.pid])
@@ -106,8 +111,11 @@ class ArrivingGuest:
             return False
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
-            listeners = [(slot, "listener", one) for slot, one in self._listeners.items()]
-            self.guest.process.begin_attach(self._registers, listeners)
+            sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
+            connection, told = self._disk or (None, None)
+            if connection is not None:
+                sockets.append((0, "disk", connection))
+            self.guest.process.begin_attach(self._registers, sockets, told)
             self._trace.event("mark", name="attach-begun")
         elif device.name == devices.CONNECTIONS:
             self._load_connections(device.data)
@@ -181,7 +189,7 @@ class ArrivingGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's
         now."""
         self._close_sockets()
-        self._keeper.journal.write(Stage.HOSTED)
+        self._keeper.journal.write(Stage.HOSTED, self.guest.epoch)
         return self.guest
 
     def give_back(self) -> list[bytes]:
@@ -202,6 +210,10 @@ class ArrivingGuest:
 
     def _close_sockets(self) -> None:
         self._stack.close()
+        if self.arbiter is not None:
+            self.arbiter.close()
+        if self._disk is not None:
+            self._disk[0].close()
         for one in self._listeners.values():
             one.close()
         for one, _ in self._connections.values():

@@ -16,6 +16,7 @@ from testbed.host.rehearsal import rehearse
 from testbed.host.urgency import Urgency
 from testbed.migration import wire
 from testbed.migration.errors import LocalError
+from testbed.migration.ownership import Lease
 from testbed.migration.source import TraceLike
 from testbed.tcp.freeze import FreezeError, freeze, freeze_listener, unchanged, unfreeze
 from testbed.tcp.handshakes import HalfOpen, HandshakeHold
@@ -36,7 +37,7 @@ class DepartingGuest:
         self._guest = guest
         self._keeper = keeper
         self._trace = trace
-        self.arbiter = guest.arbiter
+        self.arbiter = guest.arbiter(Lease(guest.site.name, guest.epoch))
         self.deleted = False
         self.ram = guest.ram
         self.tracker = guest.tracker
@@ -58,7 +59,7 @@ class DepartingGuest:
         guest.network.count_anew()
 
     def describe(self) -> Mapping[str, Any]:
-        return self._guest.description.as_json()
+        return self._guest.description.as_json() | {"epoch": self._guest.epoch}
 
     def foresee_devices(self) -> Mapping[str, Any]:
         """Listeners and neighbours change seldom and need not wait for the pause; of the rest, how much there
@@ -161,6 +162,8 @@ class DepartingGuest:
         steps.append(self._give_back_sockets)
         back = partial(self._plug_again, returned) if self._cut else self._guest.network.return_handshakes
         steps.append(back)
+        if self.arbiter is not None and self.arbiter.epoch is not None:
+            steps.append(partial(self._guest.renew_disk, self.arbiter.epoch))
         if self._paused:
             steps.append(self._guest.process.unpause)
         steps.append(self._take_counts)
@@ -170,7 +173,7 @@ class DepartingGuest:
                 step()
             except Exception as error:
                 failures.append(error)
-        self._keeper.journal.write(Stage.HOSTED)
+        self._keeper.journal.write(Stage.HOSTED, self._guest.epoch)
         if failures:
             raise failures[0]
         self._trace.event("mark", name="running-again")
@@ -205,6 +208,8 @@ class DepartingGuest:
     def let_go(self) -> None:
         """After the migration, however it ended: close what only the move needed."""
         self._give_back_sockets()
+        if self.arbiter is not None:
+            self.arbiter.close()
 
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):

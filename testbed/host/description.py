@@ -18,7 +18,8 @@ class DescriptionError(ValueError):
 class GuestDescription:
     """`macs` is the guest's MAC address on each host (they are equal under the policy ``keep``); `ipv4` and
     `ipv6` are its addresses with their prefix lengths. `load`, `fill` and `seed` matter at its first boot
-    only.
+    only. `disk` names its virtual disk on the shared volume (None: it has none), and `epoch` is the one at
+    which the disk's lease is its host's.
     """
 
     program: str
@@ -33,6 +34,8 @@ class GuestDescription:
     fill: float = 0.0
     seed: int = 1
     load: Mapping[str, Any] = field(default_factory=dict)
+    disk: str | None = None
+    epoch: int = 0
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> GuestDescription:

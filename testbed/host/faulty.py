@@ -30,5 +30,5 @@ class FaultyHost:
 
     def fill_lun(self) -> None:
         guest = self._guest()
-        if guest is not None and guest.volume is not None:
-            guest.volume.fill()
+        if guest is not None and guest.site.storage is not None:
+            guest.site.storage.fill()

@@ -151,12 +151,16 @@ class GuestProcess:
         return socket.socket(fileno=syscalls.pidfd_getfd(self.process.pidfd, fd))
 
     def begin_attach(
-        self, registers: dict[str, Any], sockets: Sequence[tuple[int, str, socket.socket]]
+        self,
+        registers: dict[str, Any],
+        sockets: Sequence[tuple[int, str, socket.socket]],
+        disk: dict[str, int] | None = None,
     ) -> None:
         """RAM is complete: hand over registers and first sockets. Does not wait: the program finds its state
         in RAM while the connections are still being rebuilt here.
         """
-        self._send_sockets({"registers": registers}, sockets, last=False)
+        about_disk = {} if disk is None else {"disk": disk}
+        self._send_sockets({"registers": registers, **about_disk}, sockets, last=False)
 
     def finish_attach(self, sockets: Sequence[tuple[int, str, socket.socket]]) -> None:
         """Hand over the rest of the sockets, by slot; returns when the guest could run. Raises GuestError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -10,9 +11,11 @@ from testbed.host.description import GuestDescription
 from testbed.host.guest_process import GuestProcess
 from testbed.host.keeper import Keeper, Kept
 from testbed.host.network import GuestNetwork, Site
+from testbed.host.shared_storage import DiskArbiter, SharedStorage
 from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
-from testbed.migration.arbiter import Arbiter
+from testbed.migration.errors import LocalError
+from testbed.migration.ownership import Lease
 
 
 class HostedGuest:
@@ -38,8 +41,8 @@ class HostedGuest:
         self.ram = ram
         self.network = network
         self.process = process
-        self.arbiter: Arbiter | None = None
-        self.volume: Any = None
+        self.epoch = description.epoch
+        """At which the lease of its disk is this host's, or will be; 0 without a disk."""
         uffd, process.userfaultfd = process.userfaultfd, None
         subject = Subject(ram, process.pid, process.address, uffd, process.refusal)
         self.choice = choose(description.tracker, subject, trackers)
@@ -102,10 +105,43 @@ class HostedGuest:
         return self.choice.tracker
 
     def boot(self) -> None:
-        """First start: the program lays out its state, the guest runs, and is plugged in. Raises
-        GuestError."""
-        self.process.ask({"do": "start"}, 60.0)
+        """First start: the program lays out its state, or finds what its disk holds of it, the guest runs,
+        and is plugged in. Raises GuestError, LocalError.
+        """
+        order: dict[str, Any] = {"do": "start"}
+        with ExitStack() as stack:
+            fds = []
+            if self.description.disk is not None:
+                disk, order["disk"] = self.open_disk(self.epoch)
+                fds.append(stack.enter_context(disk).fileno())
+            self.process.ask(order, 60.0, fds)
         self.network.port.plug()
+
+    def arbiter(self, lease: Lease) -> DiskArbiter | None:
+        """Whom to ask whose the guest is, if `lease` is the one that a migration begins with; None without a
+        disk. Close it after the migration. Raises VolumeLost.
+        """
+        if self.description.disk is None:
+            return None
+        return DiskArbiter(self._storage(), self.description.disk, lease, self.site.name)
+
+    def open_disk(self, epoch: int) -> tuple[socket.socket, dict[str, int]]:
+        """A connection of the disk for that epoch, and what the guest is told of it. LocalError."""
+        assert self.description.disk is not None
+        disk, size_bytes = self._storage().open_disk(self.description.disk, epoch)
+        return disk, {"bytes": size_bytes}
+
+    def renew_disk(self, epoch: int) -> None:
+        """The guest is this host's at `epoch` now: give it a connection of its disk that is good for it."""
+        self.epoch = epoch
+        disk, told = self.open_disk(epoch)
+        with disk:
+            self.process.ask({"do": "disk", "disk": told}, fds=[disk.fileno()])
+
+    def _storage(self) -> SharedStorage:
+        if self.site.storage is None:
+            raise LocalError(f"a guest with a disk, and {self.site.name} has no shared storage")
+        return self.site.storage
 
     def close(self) -> None:
         """End the guest's process and remove its RAM and its network."""

@@ -21,16 +21,19 @@ from testbed.handover.neighbours import NeighbourTable
 from testbed.handover.port import GuestPort
 from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_END, HOLD_PORT, GuestNic, GuestWiring
 from testbed.host.description import GuestDescription
+from testbed.host.shared_storage import SharedStorage
 
 
 @dataclass(frozen=True)
 class Site:
-    """The host that this is: its name, its namespace, and its interfaces by name."""
+    """The host that this is: its name, its namespace, its interfaces by name, and its way to shared
+    storage."""
 
     name: str
     namespace: Namespace
     bridge: str
     uplink: str
+    storage: SharedStorage | None = None
 
 
 def guest_namespace(host: str) -> str:

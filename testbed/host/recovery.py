@@ -36,6 +36,7 @@ from testbed.migration.ownership import (
     SOURCE,
     TARGET,
     Event,
+    Lease,
     Ownership,
     SourceOwnership,
     TargetOwnership,
@@ -63,16 +64,24 @@ def recover(
     stage, found = keeper.journal.stage, guest.process.found
     if stage is Stage.YIELDED and found != "running":
         return guest, f"{stage.name.lower()} and {found}: in doubt, it may run elsewhere"
-    if not _is_ours(guest, stage, site.name, trace):
-        guest.close()
-        keeper.drop()
-        return None, f"{stage.name.lower()} and {found}: another host's, removed here"
+    guest.epoch = keeper.journal.epoch
+    with ExitStack() as stack:
+        arriving = stage in (Stage.ARRIVING, Stage.ARRIVED)
+        begun = Lease("source", guest.epoch - 1) if arriving else Lease(site.name, guest.epoch)
+        arbiter = guest.arbiter(begun)
+        if arbiter is not None:
+            stack.callback(arbiter.close)
+        if not _is_ours(stage, found, arbiter, site.name, trace):
+            guest.close()
+            keeper.drop()
+            return None, f"{stage.name.lower()} and {found}: another host's, removed here"
+        if arbiter is not None and arbiter.epoch is not None and not arriving:
+            guest.renew_disk(arbiter.epoch)
     wake(guest, keeper)
     return guest, f"{stage.name.lower()} and {found}: runs here"
 
 
-def _is_ours(guest: HostedGuest, stage: Stage, site_name: str, trace: TraceLike) -> bool:
-    arbiter, found = guest.arbiter, guest.process.found
+def _is_ours(stage: Stage, found: str, arbiter: Arbiter | None, site_name: str, trace: TraceLike) -> bool:
     if stage is Stage.ARRIVED:
         return True
     if stage is Stage.ARRIVING:
@@ -121,7 +130,7 @@ def wake(guest: HostedGuest, keeper: Keeper) -> None:
         network.deliver(())
         network.announcer.announce()
         process.unpause()
-    keeper.journal.write(Stage.HOSTED)
+    keeper.journal.write(Stage.HOSTED, guest.epoch)
 
 
 def _let_in(guest: HostedGuest, listeners: Sequence[int]) -> None:

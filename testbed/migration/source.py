@@ -49,8 +49,11 @@ class SourceVM(Protocol):
 
     ram: Region
     tracker: DirtyTracker
-    arbiter: Arbiter | None
-    """None where no storage is shared: then the commit that was sent is what decides."""
+
+    @property
+    def arbiter(self) -> Arbiter | None:
+        """None where no storage is shared: then the commit that was sent is what decides."""
+        ...
 
     def describe(self) -> Mapping[str, Any]:
         """What the target must know to provision the guest; JSON-able."""

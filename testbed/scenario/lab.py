@@ -31,6 +31,7 @@ from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
+from testbed.scenario.storage import Storage, service_sockets
 from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
@@ -44,6 +45,8 @@ PRELOAD = (
     "testbed.clients.main",
     "testbed.guest.machine",
     "testbed.host.agent",
+    "testbed.storage.service",
+    "testbed.storage.target",
 )
 """What the fork server imports once, for all the processes of a lab."""
 
@@ -95,6 +98,13 @@ class Lab:
             for host in planned.HOSTS:
                 wire_hold(self.topology.namespace(host), planned.BRIDGE)
             stack.callback(_remove_guest_namespaces)
+            self.storage: Storage | None = None
+            if options.has_storage:
+                step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
+                nodes = (*planned.HOSTS, planned.STORAGE)
+                namespaces = {node: self.topology.namespace(node) for node in nodes}
+                self.storage = Storage(options, namespaces, folder, RECORDER)
+                stack.callback(self.storage.close)
             self._start_agents(stack)
             self._observe(stack)
             self._stack = stack.pop_all()
@@ -107,6 +117,7 @@ class Lab:
                 "uplink": planned.UPLINK,
                 "recorder": str(RECORDER),
                 "deadline_s": self._peer_deadline_s,
+                "storage": service_sockets(host) if self.storage is not None else None,
             }
             log = self.folder / f"{host}.log"
             self.agents[host] = Supervisor(host, self.topology.namespace(host), argument, log)
@@ -214,7 +225,7 @@ class Lab:
         can be asked. `owner` is the guest's host afterwards, if it runs; the answers are each host's status.
         """
         for host in self.agents:
-            mend(self.topology.namespace(host), storage=False)
+            mend(self.topology.namespace(host), storage=self.storage is not None)
         found = self._statuses(deadline_s)
         for host, status in found.items():
             if status["guest"] == "paused" and status["stage"] == Stage.YIELDED.name.lower():

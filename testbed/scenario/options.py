@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from testbed.migration.strategy import Policy
 from testbed.scenario.units import format_ms, format_rate
 
-Mode = Literal["live", "stop-and-copy"]
+Mode = Literal["live", "stop-and-copy", "quick"]
 Announce = Literal["garp-request", "garp-reply", "rarp", "none"]
 MacPolicy = Literal["keep", "per-host"]
 OnStall = Literal["switch", "give-up"]
@@ -21,9 +21,11 @@ Pattern = Literal["uniform", "hot-cold", "sequential"]
 Tracker = Literal["auto", "userfaultfd", "soft-dirty", "digest"]
 
 PAGE = 4096
+SECTOR = 512
+SMALLEST_DURABLE_BYTES = 4 << 20
 MIN_RAM_BYTES = 8 << 20
 LOWEST_RATE, HIGHEST_RATE = 100_000, 34 * 10**9  # bit/s; a token bucket's rate is 32 bits of bytes
-PROGRAMS = ("echo", "kv", "http", "ramp")
+PROGRAMS = ("echo", "kv", "kv-durable", "http", "ramp")
 
 
 class OptionError(ValueError):
@@ -49,6 +51,8 @@ class Options:
     pattern: Pattern = "uniform"
     bandwidth_bits_per_s: int | None = None
     max_bandwidth_bits_per_s: int | None = None
+    disk_bytes: int = 0
+    storage_rate_bits_per_s: int | None = None
     downtime_limit_ns: int = 300_000_000
     max_rounds: int = 30
     on_stall: OnStall = "switch"
@@ -95,6 +99,24 @@ class Options:
         _duration("--baseline", self.baseline_ns, 0, 3600 * 10**9)
         _rate("--bandwidth", self.bandwidth_bits_per_s)
         _rate("--max-bandwidth", self.max_bandwidth_bits_per_s)
+        _rate("--storage-rate", self.storage_rate_bits_per_s)
+        self._check_disk()
+
+    def _check_disk(self) -> None:
+        if self.disk_bytes % SECTOR:
+            raise OptionError(f"--disk: {self.disk_bytes} bytes are not whole sectors of {SECTOR} bytes")
+        if self.program == "kv-durable" and self.disk_bytes < SMALLEST_DURABLE_BYTES:
+            least = SMALLEST_DURABLE_BYTES >> 20
+            raise OptionError(f"--disk: {self.disk_bytes} bytes; kv-durable needs at least {least} MiB")
+        if self.mode == "quick" and not self.disk_bytes:
+            raise OptionError("--disk: a Quick Migration moves a LUN, so the guest needs a disk on it")
+        if self.storage_rate_bits_per_s is not None and not self.has_storage:
+            raise OptionError("--storage-rate: there is no storage without --disk or --mode quick")
+
+    @property
+    def has_storage(self) -> bool:
+        """Whether the hosts share storage, and ownership is decided there."""
+        return self.disk_bytes > 0
 
     @property
     def policy(self) -> Policy:

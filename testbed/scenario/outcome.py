@@ -20,6 +20,7 @@ PARTS = {
     "devices-loaded": "thaw",
     "verified": "verify",
     "committed": "commit",
+    "claimed": "claim",
     "frames-released": "release",
     "resumed": "resume",
 }

@@ -20,7 +20,11 @@ GUEST_IPV4 = "10.7.0.10/24"
 GUEST_IPV6 = "fd07::10/64"
 GUEST_MAC = "02:00:00:00:00:42"
 PER_HOST_MACS = {"host-a": "02:00:00:00:0a:42", "host-b": "02:00:00:00:0b:42"}
-PORTS = {"echo": 7000, "ramp": 7001, "kv": 6379, "http": 80}
+PORTS = {"echo": 7000, "ramp": 7001, "kv": 6379, "kv-durable": 6379, "http": 80}
+STORAGE = "storage"
+STORAGE_LINK = "stor0"
+STORAGE_ADDRESS = {"host-a": "10.5.0.1", "host-b": "10.5.0.2", STORAGE: "10.5.0.10"}
+GUEST_DISK = "vm1"
 
 
 def client_names(options: Options) -> tuple[str, ...]:
@@ -45,8 +49,35 @@ def network(options: Options) -> Spec:
     ]
     rate = options.bandwidth_bits_per_s
     ends = [End(host, MIGRATION, addresses=(f"{MIGRATION_ADDRESS[host]}/24",)) for host in HOSTS]
-    wire = Link(ends[0], ends[1], mtu=MIGRATION_MTU, rate_mbit=None if rate is None else rate / 1e6)
-    return Spec(nodes, (*uplinks, *access, wire))
+    wire = Link(ends[0], ends[1], mtu=MIGRATION_MTU, rate_mbit=_mbit(rate))
+    if not options.has_storage:
+        return Spec(nodes, (*uplinks, *access, wire))
+    storage = Node(STORAGE, bridges=(Bridge(BRIDGE),))
+    return Spec((*nodes, storage), (*uplinks, *access, wire, *_storage_links(options)))
+
+
+def _storage_links(options: Options) -> list[Link]:
+    """The storage network: both hosts and the target's own interface on a switch inside the storage node."""
+    rate = _mbit(options.storage_rate_bits_per_s)
+    hosts = [
+        Link(
+            End(host, STORAGE_LINK, addresses=(f"{STORAGE_ADDRESS[host]}/24",)),
+            End(STORAGE, host, bridge=BRIDGE),
+            mtu=MIGRATION_MTU,
+            rate_mbit=rate,
+        )
+        for host in HOSTS
+    ]
+    target = Link(
+        End(STORAGE, STORAGE_LINK, addresses=(f"{STORAGE_ADDRESS[STORAGE]}/24",)),
+        End(STORAGE, "target", bridge=BRIDGE),
+        mtu=MIGRATION_MTU,
+    )
+    return [*hosts, target]
+
+
+def _mbit(bits_per_s: int | None) -> float | None:
+    return None if bits_per_s is None else bits_per_s / 1e6
 
 
 def guest(options: Options) -> GuestDescription:
@@ -72,6 +103,7 @@ def guest(options: Options) -> GuestDescription:
         fill=options.fill,
         seed=options.seed,
         load=load,
+        disk=GUEST_DISK if options.has_storage else None,
     )
 
 

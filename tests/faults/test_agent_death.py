@@ -18,9 +18,10 @@ pytestmark = pytest.mark.universe(preload=PRELOAD)
 DEADLINE_S = 60
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(replace(SMALL, ram_bytes=32 << 20), tmp_path, peer_deadline_s=3.0) as standing:
+@pytest.fixture(params=[0, 8 << 20], ids=["alone", "shared-storage"])
+def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    options = replace(SMALL, ram_bytes=32 << 20, disk_bytes=request.param)
+    with Lab(options, tmp_path, peer_deadline_s=3.0) as standing:
         standing.boot([])
         standing.start_clients()
         yield standing

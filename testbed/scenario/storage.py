@@ -1,0 +1,106 @@
+"""The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from netns.forkserver import Process, spawn
+from netns.namespace import Namespace
+from testbed.scenario import plan as planned
+from testbed.scenario.options import Options
+from testbed.storage.volume_client import VolumeClient
+
+FOLDER = Path("/run/storage")
+READY_DEADLINE_S = 30.0
+ANSWER_DEADLINE_S = 30.0
+NBD_PORT, LUN_PORT, RELAY_PORT = 10809, 3260, 10900
+LUN = "csv"
+SAVED_STATE = "vm1.saved"
+OVERHEAD_BYTES = 32 << 20
+"""Of a volume, for its own tables and whole extents."""
+KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
+
+
+def service_sockets(host: str) -> dict[str, str]:
+    """Where the volume service of a host listens."""
+    return {"control": str(FOLDER / f"{host}.control"), "nbd": str(FOLDER / f"{host}.nbd")}
+
+
+def lun_bytes(options: Options) -> int:
+    """The LUN has room for the guest's disk and, in a Quick Migration, for its saved RAM."""
+    saved = options.ram_bytes + options.ram_bytes // 32 if options.mode == "quick" else 0
+    return OVERHEAD_BYTES + options.disk_bytes + saved
+
+
+class Storage:
+    """Target and services, started; close it to end them. The data is gone with the universe."""
+
+    def __init__(self, options: Options, namespaces: Mapping[str, Namespace], folder: Path, recorder: Path):
+        self._options = options
+        self._namespaces = namespaces
+        self._logs = folder
+        self._recorder = recorder
+        self.processes: dict[str, Process] = {}
+        with ExitStack() as stack:
+            self.start_target(stack)
+            for host in planned.HOSTS:
+                entry = "testbed.storage.service:main"
+                self._spawn(stack, f"{host}-volume", host, entry, self._service(host))
+            for process in self.processes.values():
+                process.wait_ready(READY_DEADLINE_S)
+            self._prepare()
+            self._stack = stack.pop_all()
+
+    def start_target(self, stack: ExitStack) -> None:
+        """Start the target; what an earlier one has left in the folder is there again."""
+        argument = {
+            "folder": str(FOLDER / "target"),
+            "address": planned.STORAGE_ADDRESS[planned.STORAGE],
+            "nbd_port": NBD_PORT,
+            "lun_port": LUN_PORT,
+            "luns": {LUN: lun_bytes(self._options)},
+        }
+        (FOLDER / "target").mkdir(parents=True, exist_ok=True)
+        self._spawn(stack, planned.STORAGE, planned.STORAGE, "testbed.storage.target:main", argument)
+        self.processes[planned.STORAGE].wait_ready(READY_DEADLINE_S)
+
+    def _spawn(self, stack: ExitStack, name: str, node: str, entry: str, argument: dict[str, Any]) -> None:
+        log = self._logs / f"{name}.log"
+        process = spawn(entry, argument, namespace=self._namespaces[node], name=name, stderr=log)
+        self.processes[name] = stack.enter_context(process)
+
+    def _service(self, host: str) -> dict[str, Any]:
+        peer = planned.HOSTS[1 - planned.HOSTS.index(host)]
+        return service_sockets(host) | {
+            "host": host,
+            "key": KEYS[host],
+            "hosts": KEYS,
+            "lun": LUN,
+            "target": [planned.STORAGE_ADDRESS[planned.STORAGE], NBD_PORT, LUN_PORT],
+            "relay_listen": [planned.MIGRATION_ADDRESS[host], RELAY_PORT],
+            "peer_relay": [planned.MIGRATION_ADDRESS[peer], RELAY_PORT],
+            "recorder": str(self._recorder),
+        }
+
+    def _prepare(self) -> None:
+        """Format the volume, mount it on whoever may have it, make the guest's disk."""
+        first = planned.HOSTS[0]
+        quick = self._options.mode == "quick"
+        with self.client(first) as client:
+            client.format()
+            client.mount("exclusive" if quick else "shared")
+            client.create(planned.GUEST_DISK, self._options.disk_bytes)
+        if not quick:
+            for host in planned.HOSTS[1:]:
+                with self.client(host) as client:
+                    client.mount("shared")
+
+    def client(self, host: str) -> VolumeClient:
+        """A connection to a host's volume service."""
+        return VolumeClient.connect(Path(service_sockets(host)["control"]), ANSWER_DEADLINE_S)
+
+    def close(self) -> None:
+        self._stack.close()
