@@ -20,13 +20,14 @@ from netns.forkserver import ready
 from testbed.storage import lun_json, server, stream
 from testbed.storage.control import answer, refusal
 from testbed.storage.fencing import Door, Lun
-from testbed.storage.files import BackingFile, replace
+from testbed.storage.files import BackingFile
+from testbed.storage.kept import Kept
 from testbed.storage.lines import LineBroken, Lines
 from testbed.storage.lun import Kind, LunError, LunState
 from testbed.storage.nbd import NbdBroken, NoSuchExport
 
 DISK_SUFFIX = ".img"
-STATE_SUFFIX = ".lun.json"
+STATE_SUFFIX = ".lun"
 MOST_CONNECTIONS = 256
 HANDSHAKE_DEADLINE_S = 10.0
 END_DEADLINE_S = 5.0
@@ -225,20 +226,22 @@ def _create(folder: Path, name: str, size_bytes: int) -> None:
 
 def _open(path: Path, stack: ExitStack) -> Lun:
     """The LUN in a file, with its state as it was when the target last ended. TargetError."""
-    kept = path.with_name(path.name.removesuffix(DISK_SUFFIX) + STATE_SUFFIX)
     try:
         disk = BackingFile(path)
     except OSError as error:
         raise TargetError(f"cannot open {path}: {error.strerror}") from error
     stack.callback(disk.close)
     stack.callback(disk.sync)
+    beside = path.with_name(path.name.removesuffix(DISK_SUFFIX) + STATE_SUFFIX)
     state = LunState(disk.size_bytes)
     try:
-        if kept.exists():
-            state = lun_json.from_json(json.loads(kept.read_bytes()), disk.size_bytes)
+        kept = Kept(beside)
+        stack.callback(kept.close)
+        if kept.text:
+            state = lun_json.from_json(json.loads(kept.text), disk.size_bytes)
     except (OSError, ValueError) as error:
-        raise TargetError(f"{kept} does not say who may write: {error}") from error
-    return Lun(disk, state, lambda changed: replace(kept, json.dumps(lun_json.as_json(changed)).encode()))
+        raise TargetError(f"{beside} does not say who may write: {error}") from error
+    return Lun(disk, state, lambda changed: kept.replace(json.dumps(lun_json.as_json(changed))))
 
 
 def _cut(connection: socket.socket) -> None:

@@ -107,7 +107,7 @@ def test_without_what_it_has_kept_a_restart_forgets(standing: Stage) -> None:
     """The negative control of the test above: it is the state's file that it knows it from."""
     share(standing.lun())
     standing.stop()
-    (standing.folder / "csv.lun.json").unlink()
+    (standing.folder / "csv.lun").unlink()
     standing.start()
     assert standing.lun().status("csv")["leases"] == {}
     standing.nbd(bound(KEY_A, "disk", 5).partition("?")[0]).write(DISK, b"whoever comes")
@@ -157,13 +157,21 @@ def test_a_full_file_system_is_told_and_harms_nothing(small: Stage) -> None:
     with pytest.raises(NbdRefused, match="ENOSPC"):
         client.write(1 << 20, b"x" * (16 << 20))
     assert client.read(0, 5) == b"first"
-    with pytest.raises(LunRefused) as refused:
-        lun.register("csv", KEY_B)
-    assert refused.value.kind == "Full"
-    assert lun.status("csv")["registrations"] == [KEY_A]
+    lun.register("csv", KEY_B)  # what is kept of the rights has its room from the beginning
     client.trim(1 << 20, SIZE - (1 << 20))
     client.write(1 << 20, b"room again")
-    lun.register("csv", KEY_B)
+
+
+def test_rights_that_there_is_no_room_to_keep_are_refused(small: Stage) -> None:
+    client, lun = small.nbd(), small.lun()
+    with pytest.raises(NbdRefused, match="ENOSPC"):
+        client.write(1 << 20, b"x" * (16 << 20))
+    with pytest.raises(LunRefused) as refused:
+        lun.register("csv", KEY_A)
+    assert refused.value.kind == "Full"
+    assert lun.status("csv")["registrations"] == []
+    client.trim(1 << 20, SIZE - (1 << 20))
+    lun.register("csv", KEY_A)
 
 
 # ---- what it is asked to be
@@ -193,7 +201,7 @@ def test_what_it_cannot_be_it_says_in_one_line(
 def test_it_does_not_start_over_a_state_that_it_cannot_read(standing: Stage) -> None:
     share(standing.lun())
     standing.stop()
-    kept = standing.folder / "csv.lun.json"
+    kept = standing.folder / "csv.lun"
     kept.write_text(json.dumps({"version": 1}))
     with standing.spawn() as process:
         assert process.wait(stage.DEADLINE_S) == 2
