@@ -31,7 +31,8 @@ STATE_SUFFIX = ".lun"
 MOST_CONNECTIONS = 256
 HANDSHAKE_DEADLINE_S = 10.0
 END_DEADLINE_S = 5.0
-_KEEPALIVE_IDLE_S = 30
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""A client that has vanished without a word holds its place for a minute."""
 
 
 class TargetError(Exception):
@@ -92,6 +93,8 @@ class Target:
         self.luns: dict[str, Lun] = {}
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
+        if not spec.folder.is_dir():
+            raise TargetError(f"there is no folder {spec.folder}")
         with ExitStack() as stack:
             for name, size_bytes in spec.luns.items():
                 _create(spec.folder, name, size_bytes)
@@ -135,13 +138,11 @@ class Target:
                 return
             thread = threading.Thread(target=self._run, args=(connection, serve), daemon=True)
             self._connections[connection] = thread
-        thread.start()
+            thread.start()
 
     def _run(self, connection: socket.socket, serve: Callable[[socket.socket], None]) -> None:
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+            _tune(connection)
             serve(connection)
         except (NbdBroken, LineBroken) as error:
             print(f"a client was cut off: {error}", file=sys.stderr)
@@ -209,9 +210,11 @@ class Target:
 
 def _listen(address: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((address, port), backlog=MOST_CONNECTIONS)
+        listener = socket.create_server((address, port), backlog=MOST_CONNECTIONS)
     except OSError as error:
         raise TargetError(f"cannot listen on {address}:{port}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
 
 
 def _create(folder: Path, name: str, size_bytes: int) -> None:
@@ -242,6 +245,13 @@ def _open(path: Path, stack: ExitStack) -> Lun:
     except (OSError, ValueError) as error:
         raise TargetError(f"{beside} does not say who may write: {error}") from error
     return Lun(disk, state, lambda changed: kept.replace(json.dumps(lun_json.as_json(changed))))
+
+
+def _tune(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _cut(connection: socket.socket) -> None:

@@ -141,6 +141,14 @@ def test_every_image_in_the_folder_is_an_export(standing: Stage) -> None:
         standing.nbd("csv?key=1")
 
 
+def test_of_one_lun_nothing_is_a_name_too(standing: Stage) -> None:
+    assert standing.nbd("").size == SIZE
+    standing.stop()
+    standing.start(luns={"csv": SIZE, "second": SIZE})
+    with pytest.raises(NbdRefused, match="there is no LUN ''"):
+        standing.nbd("")
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Stage]:
     """A target whose file system holds 8 MiB, under a LUN of 64 MiB."""
@@ -180,7 +188,7 @@ def test_rights_that_there_is_no_room_to_keep_are_refused(small: Stage) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"folder": "/no/such"}, "LUN 'csv' of 67108864 bytes: cannot make /no/such/csv.img: "),
+        ({"folder": "/no/such"}, "there is no folder /no/such"),
         ({"address": "10.99.0.1"}, "cannot listen on 10.99.0.1:10809: "),
         ({"luns": {"../up": 512}}, "not a target: LunError: LUN '../up': a name is "),
         ({"luns": {"new": -1}}, "LUN 'new' of -1 bytes: cannot make "),
