@@ -2,7 +2,8 @@
 
 Any host takes any command. What changes the table of disks is the coordinator's to do: another host asks it
 over the migration network, and if it does not answer takes the coordination over, which fences the old one
-off. """
+off.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ is covered by its lease, and what is under no lease belongs to no disk.*
     delete    table, lease, give the extents back
 
 What a coordinator left half done is a lease too many, or one that covers too much; its successor finds and
-mends that before it changes anything (:meth:`MountedVolume.take_coordination`). """
+mends that before it changes anything (:meth:`MountedVolume.take_coordination`).
+"""
 
 from __future__ import annotations
 
@@ -226,7 +227,8 @@ def format_lun(
     """Make an empty volume of a LUN, or of its first `size_bytes`; what it has room for, in bytes.
 
     It takes the LUN for itself meanwhile: LunRefused "Conflict" while a host has it mounted, and then nothing
-    has changed. VolumeError "BadRequest" for sizes that do not fit. """
+    has changed. VolumeError "BadRequest" for sizes that do not fit.
+    """
     with ExitStack() as undo:
         rights.register()
         undo.callback(rights.unregister)

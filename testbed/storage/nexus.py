@@ -13,8 +13,8 @@ from testbed.storage.client import NbdClient, NbdLost
 from testbed.storage.paths import IO_DEADLINE_S, Paths, Route, abandon
 
 T = TypeVar("T")
-STUCK_S = 15.0
-"""A target that answers the watch, but leaves a request alone for so long, has lost it."""
+STUCK_S = 60.0
+"""A target that answers the watch, but not a request for so long, has lost it. A disk may be slow."""
 
 
 class Nexus:
@@ -22,7 +22,8 @@ class Nexus:
 
     A request whose answer does not come is made again over the way that then works: every one of them may be
     carried out twice. What the target refuses is refused (NbdRefused). While no way works a request waits,
-    for `deadline_s` at most: Offline. """
+    for `deadline_s` at most: Offline.
+    """
 
     def __init__(self, paths: Paths, export: str, deadline_s: float) -> None:
         self.export = export

@@ -67,7 +67,8 @@ class OpenDisk:
     """A disk that one client has open: an export for :func:`testbed.storage.server.serve`.
 
     Each request goes to the places on the LUN where its bytes are. A request that could not be answered is
-    made again as a whole, so of a write that is refused some pieces may have landed, as on any disk. """
+    made again as a whole, so of a write that is refused some pieces may have landed, as on any disk.
+    """
 
     flags = nbd.WRITABLE | TransmissionFlags.NBD_FLAG_CAN_MULTI_CONN
 

@@ -7,7 +7,8 @@
 One thread watches: it asks the target's LUN service over the way in use a few times a second, and when that
 stays without an answer it looks for another, the direct one first. Whoever waits for an answer over a way
 that is lost does not find out by a time limit of its own, which a slow disk or a shared link would exceed as
-well: the watch cuts its connection. """
+well: the watch cuts its connection.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from testbed.storage.lun_client import LunClient, LunLost
+from testbed.storage.lun_client import LunClient, LunLost, LunRefused
 from testbed.storage.stream import set_deadline
 
 IO_DEADLINE_S = 1.0
@@ -62,7 +63,8 @@ class Paths:
     A way that is lost may come back, and then the kernel would still deliver what a connection over it has in
     its send buffer: an old write, after the same write and newer ones have gone another way. So whoever
     leaves a connection behind must abort it (:func:`abandon`), which empties the buffer; :meth:`carrying`
-    sees to that. """
+    sees to that.
+    """
 
     def __init__(self, routes: tuple[Route, ...], told: Callable[[str], None]) -> None:
         self._routes = routes
@@ -97,10 +99,6 @@ class Paths:
                     raise Offline(f"no way to the storage: {self._why}")
                 self._changed.wait(min(left_s, IO_DEADLINE_S))
             return self._route
-
-    def is_best(self, route: Route) -> bool:
-        """Whether a connection over `route` may stay."""
-        return route == self._route
 
     def failed(self, route: Route) -> None:
         """A connection over `route` has failed. Returns when the watch has looked, or a little later: whoever
@@ -166,7 +164,7 @@ class Paths:
         if kept is not None:
             try:
                 kept.luns()
-            except LunLost:
+            except (LunLost, LunRefused):
                 abandon(kept.socket)
             else:
                 self._asking[route] = kept
@@ -177,7 +175,7 @@ class Paths:
             return str(error)
         try:
             fresh.luns()
-        except LunLost as error:
+        except (LunLost, LunRefused) as error:
             abandon(fresh.socket)
             return str(error)
         set_deadline(fresh.socket, IO_DEADLINE_S)

@@ -2,7 +2,8 @@
 
 Plain TCP, byte for byte: who may write what remains the target's to decide, by the key, lease and epoch that
 the peer's own connection names. Three ports in a row are served (:class:`RelayPorts`), each for one
-destination. """
+destination.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Rights:
 
     The connection is made before it is needed and kept, so that a claim takes one round trip. A command whose
     answer is lost is given again: each of them may be. Every command raises LunRefused, or Offline when no
-    way to the target works for `deadline_s`. """
+    way to the target works for `deadline_s`.
+    """
 
     def __init__(self, paths: Paths, lun: str, key: str, deadline_s: float) -> None:
         self.lun = lun

@@ -47,7 +47,7 @@ from testbed.storage import relay, server
 from testbed.storage.commands import Commands
 from testbed.storage.lines import LineBroken, Lines
 from testbed.storage.mounted import CONTROL_DEADLINE_S
-from testbed.storage.nbd import NbdBroken
+from testbed.storage.nbd import NbdBroken, NbdRefused
 from testbed.storage.open_disks import OpenDisk
 from testbed.storage.paths import Offline, Paths, Route
 from testbed.storage.relay import RelayPorts
@@ -120,7 +120,8 @@ def main(argument: dict[str, Any], _fds: Sequence[int]) -> int:
 
     Says that it is ready once everything listens, whether the target can be reached or not. The exit status
     is 2, with a line on stderr, where it cannot be. A service that is killed leaves nothing undone: what it
-    has answered, the target has done. """
+    has answered, the target has done.
+    """
     try:
         service = Service(ServiceSpec.parse(argument))
     except ServiceError as error:
@@ -176,7 +177,7 @@ class Service:
         try:
             with connection:
                 serve(connection)
-        except (NbdBroken, LineBroken) as error:
+        except (NbdBroken, LineBroken, NbdRefused) as error:
             logging.warning("a client was cut off: %s", error)
         except (StreamLost, Offline):
             pass  # it is gone, and has no one to tell
@@ -201,7 +202,10 @@ class Service:
 
     def _path_changed(self, state: str) -> None:
         self._trace.event("volume-state", volume=state)
-        self._trace.flush()
+        try:
+            self._trace.flush()
+        except OSError as error:  # nobody records any more; the volume goes on
+            logging.warning("the event cannot be recorded: %s", error)
 
 
 class _AskedFor:

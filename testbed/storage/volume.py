@@ -125,7 +125,8 @@ def geometry(lun_bytes: int, extent_bytes: int = EXTENT_BYTES, size_bytes: int |
     """A new volume on the first `size_bytes` (None: all) of a LUN.
 
     VolumeError "BadRequest" for an extent size that is no power of two from 64 KiB to 1 GiB, or a size with
-    no room for one extent or larger than the LUN. """
+    no room for one extent or larger than the LUN.
+    """
     if extent_bytes & (extent_bytes - 1) or not SMALLEST_EXTENT_BYTES <= extent_bytes <= LARGEST_EXTENT_BYTES:
         text = f"extents of {extent_bytes} bytes: must be a power of two from 64 KiB to 1 GiB"
         raise VolumeError(text, "BadRequest")

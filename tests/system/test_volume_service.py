@@ -20,6 +20,7 @@ from tests.system.volume_stage import (
     KEYS,
     MIB,
     PRELOAD,
+    TARGET,
     Stage,
     control,
     mounted,
@@ -183,12 +184,15 @@ def test_a_claim_may_be_repeated_and_only_one_host_gets_an_epoch(both: Both) -> 
 
 
 def test_a_prepared_connection_is_the_one_that_is_used(both: Both) -> None:
+    """It is opened while nothing new could be connected, or even looked up."""
     made, a, b = both
     epoch = a.create("d", MIB)
     assert b.prepare("d", epoch + 1) == MIB
-    made.link("host-b", "stor0", "down")  # nothing new can be connected before the watch has noticed
+    for ifname in ("stor0", "mig0"):
+        made.link("host-b", ifname, "down")
     disk = made.disk("host-b", f"d?epoch={epoch + 1}")
-    made.link("host-b", "stor0", "up")
+    for ifname in ("stor0", "mig0"):
+        made.link("host-b", ifname, "up")
     b.claim("d", epoch)
     disk.write(0, b"x" * 512)
     assert disk.read(0, 512) == b"x" * 512
@@ -214,17 +218,41 @@ def test_a_disk_grows_and_keeps_its_content(both: Both) -> None:
     assert larger.read(9 * MIB, MIB) == b"e" * MIB
 
 
-def test_a_new_disk_shows_nothing_of_those_before_it(both: Both) -> None:
+def test_what_is_new_reads_as_zeroes_whatever_was_there(both: Both) -> None:
+    made, a, _ = both
+    a.create("d", MIB)
+    address = (TARGET[0], TARGET[1])
+    namespace = made.topology.namespace("host-a")
+    export = f"csv?key={KEYS['host-a']}"
+    with NbdClient.connect(address, export, deadline_s=DEADLINE_S, namespace=namespace) as lun:
+        lun.write(8 * MIB, b"left" * (40 * MIB // 4))
+    a.grow("d", 16 * MIB)
+    assert made.disk("host-a", "d").read(0, 16 * MIB) == bytes(16 * MIB)
+    a.create("e", 16 * MIB)
+    assert made.disk("host-a", "e").read(0, 16 * MIB) == bytes(16 * MIB)
+
+
+def test_a_deleted_disk_gives_its_space_back_and_its_epochs_are_not_used_again(both: Both) -> None:
     made, a, b = both
+    image = made.folder / "csv.img"
+    empty_bytes = image.stat().st_blocks * 512
     first = a.create("d", 8 * MIB)
     with made.disk("host-a", "d") as disk:
-        disk.write(0, b"secret" * MIB)
-        stale = made.disk("host-a", f"d?epoch={first}")
-    _closed(a, "d", stale)
+        disk.write(0, b"secret!!" * MIB)
+    assert image.stat().st_blocks * 512 > 8 * MIB
+    _closed(a, "d")
     a.delete("d")
-    second = b.create("d", 8 * MIB)
-    assert second > first
-    assert made.disk("host-b", "d").read(0, 8 * MIB) == bytes(8 * MIB)
+    assert image.stat().st_blocks * 512 < empty_bytes + MIB
+    assert b.create("d", 8 * MIB) > first
+
+
+def test_a_create_that_is_asked_for_again_is_done_once(both: Both) -> None:
+    """The peer asks again when the coordinator has died before its answer."""
+    _, a, _ = both
+    same = {"disk": "d", "bytes": MIB, "identity": "0" * 31 + "1"}
+    assert a.ask("create", **same) == a.ask("create", **same)
+    other = {**same, "identity": "0" * 31 + "2"}
+    assert refusal(lambda: a.ask("create", **other)).kind == "Exists"
 
 
 def _closed(client: VolumeClient, name: str, *disks: NbdClient) -> None:
