@@ -18,6 +18,7 @@ from testbed.guest.memory import Memory
 
 RECORD_WORDS = 16
 FLAGS, IN_OFFSET, IN_CAPACITY, IN_START, IN_END, OUT_OFFSET, OUT_CAPACITY, OUT_START, OUT_END = range(9)
+BARRIER = 9
 
 OPEN = 1
 NEW = 2  # connected() has not been called yet
@@ -27,6 +28,8 @@ CLOSING = 16  # the program has closed
 FIN_SENT = 32  # ... and everything is with the kernel, our FIN too
 PEER_ENDED = 64  # the peer's FIN has been read
 BROKEN = 128  # reset, or given up
+HELD = 256  # nothing is sent and no input taken until the program has reached the barrier
+RELEASED = 512  # ... and it has: what waits is to be sent, what has come to be carried out
 
 INBOX_BYTES = 1024 - 16
 """First size of an inbox. Small: an idle connection's pages are copied too."""
@@ -127,8 +130,8 @@ class Connection:
     it."""
 
     __slots__ = (
-        "_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "queued", "receive_into", "slot",
-        "socket", "state", "transmit",
+        "_inbox", "_ram", "_table", "_words", "alive", "armed", "base", "kept", "queued", "receive_into",
+        "slot", "socket", "state", "transmit",
     )  # fmt: skip
 
     def __init__(self, table: ConnectionTable, slot: int, socket: Transport) -> None:
@@ -141,6 +144,7 @@ class Connection:
         self.receive_into: Callable[[Any, int, int], int] = socket.recv_into
         self.armed = -1  # the events that the poller was told to watch for
         self.queued = False  # in the service's queue of those to be called again
+        self.kept = False  # in the service's list of those that are held
         self.alive = True
         self._table = table
         self._words = table.words
@@ -180,7 +184,7 @@ class Connection:
             if words[base] & BROKEN:
                 return
             raise ValueError("send() after close()")
-        if not words[base + OUT_END]:
+        if not words[base + OUT_END] and not words[base] & HELD:
             try:
                 sent = self.transmit(data, _SEND_FLAGS)
             except BlockingIOError:
@@ -209,6 +213,14 @@ class Connection:
             self._words[self.base] |= STREAM
         else:
             self._words[self.base] &= ~STREAM
+
+    def hold(self, barrier: int) -> None:
+        """Keep back all that is sent from here on, and take no more input, until the program has reached
+        `barrier`: until :meth:`~testbed.guest.program.Program.reached`, asked after a disk_done(), says as
+        much or more. Both are in RAM, so it holds on whatever host.
+        """
+        self._words[self.base + BARRIER] = barrier
+        self._words[self.base] |= HELD
 
     @property
     def unsent_bytes(self) -> int:

@@ -98,6 +98,11 @@ class Disk:
     def size_bytes(self) -> int:
         return self._ring.size_bytes
 
+    @property
+    def free_slots(self) -> int:
+        """How many requests can be given now."""
+        return self._ring.free_slots
+
     def write(self, offset: int, data: bytes | bytearray | memoryview, tag: int) -> None:
         """Write a copy of `data` at `offset`. Done means that it is with the disk; a flush makes it lasting.
 

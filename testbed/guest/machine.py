@@ -112,9 +112,11 @@ class Machine:
         service, load = self._running_parts()
         poll, connections, queue, flag = self._epoll.poll, service.connections, service.queue, self._flag
         ready, monotonic_ns = service.ready, time.monotonic_ns
-        loading = load.active
+        loading, ends_turns = load.active, service.ends_turns
         load_due_ns = 0
         while True:
+            if ends_turns:
+                service.end_turn()
             timeout_s = -1.0
             if queue:
                 timeout_s = 0.0

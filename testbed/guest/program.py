@@ -38,6 +38,7 @@ SHIPPED = {
     "echo": "testbed.guest.programs.echo:Echo",
     "http": "testbed.guest.programs.http:Http",
     "kv": "testbed.guest.programs.kv:KeyValue",
+    "kv-durable": "testbed.guest.programs.kv_durable:DurableKeyValue",
     "ramp": "testbed.guest.programs.ramp:Ramp",
 }
 
@@ -105,6 +106,15 @@ class Program:
     def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
         """The request of :attr:`disk` with `tag` is done, or failed with `error` (the protocol's name of it,
         such as EIO). `data` is what was read: a view of RAM, good until the handler returns."""
+
+    def turn_ended(self) -> None:
+        """Every connection that was ready has been served: what they asked may go to the disk together.
+        Called before each wait of the machine, also the first after a migration."""
+
+    def reached(self) -> int | None:
+        """Which barriers are passed: those up to this number (:meth:`Connection.hold`). None: none will ever
+        be again, and the connections that are held are closed as they are, without what waits."""
+        return 0
 
     def stats(self) -> dict[str, Any]:
         """What the result should say of this program (JSON-able)."""

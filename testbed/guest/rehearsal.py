@@ -215,6 +215,7 @@ class Rehearsal:
             return False
         if self.disk is not None:
             self.disk.resume()
+        self.service.end_turn()
         busy = self._step_disk()
         for _, fd in self.service.bound():
             events = self._poller.ready(fd, self.peers[fd].events()) if fd in self._poller.wanted else 0

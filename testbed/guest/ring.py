@@ -108,6 +108,10 @@ class Ring:
         return slot if self.state(slot) == SENT and self.sequence(slot) == cookie // SLOTS else None
 
     @property
+    def free_slots(self) -> int:
+        return SLOTS - 1 - len(self.in_use)
+
+    @property
     def unfinished(self) -> int:
         """Requests that the program has not been told of."""
         return sum(self.state(slot) != KEPT and not self.silent(slot) for slot in self.in_use)

@@ -9,6 +9,9 @@ them told by its record alone (:func:`interest`):
     closing    the program has closed: what waits is sent, then our FIN; what still comes is dropped
     last-ack   both have ended: kept until the peer has acknowledged our FIN
 
+Besides, any of them may be *held*: neither read nor written until its program has reached a barrier, such as
+that what the replies tell of is on the disk.
+
 A descriptor is kept to the very end of its TCP connection, because only what has a descriptor can be moved
 to another host: close() would leave the last acknowledgement to a kernel that the guest may be about to
 leave.
@@ -24,11 +27,13 @@ from typing import Any, Protocol
 
 from testbed.guest.connections import (
     AGAIN,
+    BARRIER,
     BROKEN,
     BULK_BYTES,
     CLOSING,
     FIN_SENT,
     FLAGS,
+    HELD,
     IN_CAPACITY,
     IN_END,
     IN_START,
@@ -39,6 +44,7 @@ from testbed.guest.connections import (
     OUTBOX_HIGH_BYTES,
     PEER_ENDED,
     RECORD_WORDS,
+    RELEASED,
     STREAM,
     Connection,
     ConnectionTable,
@@ -91,6 +97,8 @@ class Lost:
 
 def interest(flags: int, unsent: int) -> int:
     """The events to watch for a connection with these flags and so many bytes in its outbox. Pure."""
+    if flags & HELD:
+        return 0
     if flags & CLOSING:
         if not flags & FIN_SENT:
             return EPOLLOUT
@@ -117,12 +125,15 @@ class Service:
         linger_ns: int = LINGER_NS,
     ) -> None:
         self.program = program
+        self.ends_turns = type(program).turn_ended is not Program.turn_ended
+        """Whether the program wants to hear of the end of a turn."""
         self.table = ConnectionTable(memory, max_connections, program.connection_state_bytes)
         self.counters = memory.words("machine.counters", len(COUNTERS))
         self.connections: dict[int, Connection] = {}
         """By descriptor."""
         self.dormant: dict[int, int] = {}
         """Slots by descriptor: adopted, and nothing has happened on them since."""
+        self.held: list[Connection] = []
         self.faults: list[str] = []
         """The first faults, one line each; the counter counts them all."""
         self.queue: deque[Connection] = deque()
@@ -167,13 +178,14 @@ class Service:
             raise ValueError(f"RAM has no connection in slot {slot}")
         self._poller.register(fd, interest(flags, words[base + OUT_END] - words[base + OUT_START]))
         self.dormant[fd] = slot
-        if flags & (NEW | AGAIN | CLOSING):
+        if flags & (NEW | AGAIN | CLOSING | HELD | RELEASED):
             connection = self.wake(fd)
             if flags & CLOSING:
                 self._lingering[connection] = self._clock() + self._linger_ns
-            else:
-                connection.queued = True
-                self.queue.append(connection)
+            if flags & HELD:
+                self._keep(connection)
+            elif flags & RELEASED or not flags & CLOSING:
+                self._enqueue(connection)
 
     def wake(self, fd: int) -> Connection:
         """The connection that sleeps on `fd`."""
@@ -234,19 +246,33 @@ class Service:
             return
         words, base = self._words, connection.base
         flags = words[base]
+        if flags & HELD:
+            return  # it is queued again when it is released
         if flags & NEW:
             words[base] = flags & ~NEW
             self._call(self.program.connected, connection)
+        elif flags & RELEASED:
+            words[base] = flags & ~RELEASED
+            self._go_on(connection)
         elif flags & AGAIN:
             words[base] = flags & ~AGAIN
             self._call(self.program.received, connection)
 
     def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
-        """A request of the program's to its disk is done: tell it."""
+        """A request of the program's to its disk is done: tell it, and release who has waited for that."""
         try:
             self.program.disk_done(tag, error, data)
         except Exception as problem:
             self._note_fault("disk_done", problem)
+        if self.held:
+            self._release()
+
+    def end_turn(self) -> None:
+        """Whoever was ready has been served."""
+        try:
+            self.program.turn_ended()
+        except Exception as problem:
+            self._note_fault("turn_ended", problem)
 
     # -- events ------------------------------------------------------------------------------------------
 
@@ -257,7 +283,7 @@ class Service:
             if flags & CLOSING:
                 self._discard(connection)
                 return
-            if flags & (NEW | AGAIN):
+            if flags & (NEW | AGAIN | HELD | RELEASED):
                 return  # the queue comes first: the peer's end must not overtake what it has sent
         room = connection.room()
         if not room:
@@ -336,6 +362,42 @@ class Service:
         self._settle(connection)
         return False
 
+    # -- held connections --------------------------------------------------------------------------------
+
+    def _keep(self, connection: Connection) -> None:
+        connection.kept = True
+        self.held.append(connection)
+
+    def _release(self) -> None:
+        """Those whose barrier the program has reached are queued: each goes on in a step of its own."""
+        words, reached = self._words, self.program.reached()
+        held, self.held = self.held, []
+        for connection in held:
+            base = connection.base
+            if not connection.alive:
+                continue
+            if reached is None:
+                words[base] |= BROKEN
+                self._settle(connection)
+            elif words[base + BARRIER] > reached:
+                self.held.append(connection)
+            else:
+                connection.kept = False
+                words[base] = words[base] & ~HELD | RELEASED
+                self._enqueue(connection)
+
+    def _go_on(self, connection: Connection) -> None:
+        """Send what a released connection has waiting, and carry out what has come before it was held."""
+        words, base = self._words, connection.base
+        if words[base + OUT_END]:
+            connection.flush()
+        asked = words[base] & AGAIN or words[base + IN_END]
+        if words[base] & (CLOSING | BROKEN) or not asked:
+            self._settle(connection)
+            return
+        words[base] &= ~AGAIN
+        self._call(self.program.received, connection)
+
     def _resize(self, connection: Connection, capacity: int) -> None:
         """Give the inbox a better size, if there is memory: what it has will do otherwise."""
         words, base = self._words, connection.base
@@ -370,9 +432,11 @@ class Service:
         flags = words[base]
         if not connection.alive:
             return
+        if flags & HELD and not connection.kept:
+            self._keep(connection)
         if flags & CLOSING and not flags & (FIN_SENT | BROKEN):
             self._lingering.setdefault(connection, self._clock() + self._linger_ns)
-            if not words[base + OUT_END]:
+            if not words[base + OUT_END] and not flags & HELD:
                 try:
                     connection.socket.shutdown(SHUT_WR)
                 except OSError:  # reset meanwhile
@@ -386,13 +450,17 @@ class Service:
             if connection.socket.getsockopt(SOL_TCP, TCP_INFO, 1)[0] == TCP_CLOSE:
                 self._drop(connection)
                 return
-        elif flags & (NEW | AGAIN) and not connection.queued and not flags & CLOSING:
-            connection.queued = True
-            self.queue.append(connection)
+        elif flags & (NEW | AGAIN | RELEASED) and not flags & (CLOSING | HELD):
+            self._enqueue(connection)
         wanted = interest(flags, words[base + OUT_END] - words[base + OUT_START])
         if wanted != connection.armed:
             connection.armed = wanted
             self._poller.modify(connection.socket.fileno(), wanted)
+
+    def _enqueue(self, connection: Connection) -> None:
+        if not connection.queued:
+            connection.queued = True
+            self.queue.append(connection)
 
     def _drop(self, connection: Connection) -> None:
         """The end of a connection: the program is told, its slot and descriptor are given back."""

@@ -10,10 +10,12 @@ from testbed.guest.connections import (
     BULK_BYTES,
     CLOSING,
     FIN_SENT,
+    HELD,
     INBOX_BYTES,
     OPEN,
     OUTBOX_HIGH_BYTES,
     PEER_ENDED,
+    RELEASED,
     STREAM,
 )
 from testbed.guest.program import Connection, Program, ProgramError, load_program
@@ -267,6 +269,104 @@ def test_connection_whose_connected_was_not_called_yet_migrates() -> None:
     assert diary_of(stage) == "cr"
 
 
+class Keeper(Diary):
+    """Replies `x` to each byte, and holds the connection at the barrier that the byte names."""
+
+    inbox_limit_bytes = 64
+    barrier: int | None = 0
+
+    def received(self, connection: Connection) -> None:
+        self.note(b"r")
+        barrier = connection.inbox[0]
+        connection.consume(1)
+        connection.hold(barrier)
+        if barrier == 9:
+            raise KeyError("while it is held")
+        connection.send(b"%d" % barrier)
+        if len(connection.inbox):
+            connection.again()
+
+    def reached(self) -> int | None:
+        return self.barrier
+
+
+def reach(stage: Rehearsal, barrier: int | None) -> None:
+    assert isinstance(stage.program, Keeper)
+    stage.program.barrier = barrier
+    stage.service.disk_done(0, None, memoryview(b""))
+    stage.run()
+
+
+def test_held_connection_neither_sends_nor_reads_before_its_barrier() -> None:
+    stage = Rehearsal(Keeper)
+    first, second = stage.connect(), stage.connect()
+    first.send(b"\1\2")
+    second.send(b"\3")
+    first.send(b"\4")
+    assert diary_of(stage) == "ccrr"
+    reach(stage, 1)
+    assert (first.received(), second.received()) == (b"1", b"")
+    assert diary_of(stage) == "ccrrr", "the rest of its input came next, and is held in its turn"
+    stage.migrate()
+    stage.run()
+    assert (first.received(), second.received()) == (b"", b"")
+    reach(stage, 3)
+    assert (first.received(), second.received()) == (b"2", b"3")
+    reach(stage, 4)
+    assert first.received() == b"4"
+
+
+def test_released_connection_moves_before_it_has_gone_on() -> None:
+    stage = Rehearsal(Keeper)
+    peer = stage.connect()
+    peer.send(b"\1")
+    assert isinstance(stage.program, Keeper)
+    stage.program.barrier = 1
+    stage.service.disk_done(0, None, memoryview(b""))
+    stage.migrate()
+    stage.run()
+    assert peer.received() == b"1"
+    peer.send(b"\2")
+    reach(stage, 2)
+    assert peer.received() == b"2"
+
+
+def test_queued_connection_that_is_held_meanwhile_is_not_called() -> None:
+    stage = Rehearsal(Keeper)
+    stage.peers[500] = Peer(stage, 500, 1000)
+    stage.service.accept(500)
+    connection = stage.service.connections[500]
+    connection.hold(1)
+    stage.service._settle(connection)
+    stage.run()
+    assert diary_of(stage) == ""
+    reach(stage, 1)
+    assert diary_of(stage) == "c"
+
+
+def test_held_connection_that_is_closed_ends_only_after_its_barrier() -> None:
+    stage = Rehearsal(Keeper)
+    peer = stage.connect()
+    peer.send(b"\11")
+    assert not peer.guest_ended
+    stage.migrate()
+    stage.run()
+    assert not peer.guest_ended
+    reach(stage, 9)
+    assert peer.guest_ended
+
+
+def test_barrier_that_will_never_be_reached_closes_without_what_waits() -> None:
+    stage = Rehearsal(Keeper)
+    empty = stage.service.table.memory.heap.used_bytes
+    peer = stage.connect()
+    peer.send(b"\1")
+    reach(stage, None)
+    assert (peer.received(), peer.guest_closed) == (b"", True)
+    assert diary_of(stage) == "crx"
+    check_nothing_left(stage, empty)
+
+
 def test_lost_connection_is_told_as_a_reset() -> None:
     stage = Rehearsal(Diary)
     stage.connect()
@@ -287,6 +387,9 @@ def test_socket_for_a_slot_that_ram_does_not_know(slot: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "unsent", "expected"),
     [
+        (OPEN | HELD, 5, 0),
+        (OPEN | HELD | CLOSING, 5, 0),
+        (OPEN | RELEASED, 5, EPOLLIN | EPOLLOUT),
         (OPEN, 0, EPOLLIN),
         (OPEN, 1, EPOLLIN | EPOLLOUT),
         (OPEN, OUTBOX_HIGH_BYTES, EPOLLOUT),
@@ -315,7 +418,7 @@ def test_hung_up_socket_is_not_polled_for_ever() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("ecco", "no program 'ecco': give one of echo, http, kv, ramp, or package.module:Class"),
+        ("ecco", "no program 'ecco': give one of echo, http, kv, kv-durable, ramp, or package.module:Class"),
         ("no.such.module:Class", "cannot be imported: ModuleNotFoundError"),
         ("testbed.guest.program:Nothing", "has no Program called Nothing"),
         ("testbed.guest.program:GuestFault", "has no Program called GuestFault"),

@@ -1,1 +1,1 @@
-"""The guest programs that ship with the testbed: echo, ramp, kv and http."""
+"""The guest programs that ship with the testbed: echo, ramp, kv, kv-durable and http."""

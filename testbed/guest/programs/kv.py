@@ -46,11 +46,17 @@ class KeyValue(Program):
     connection_state_bytes = STATE_BYTES
 
     def attach(self) -> None:
-        # An eighth of RAM stays for the connections: their inboxes hold requests before they are stored.
-        reserve = max(256 << 10, len(self.memory.view) // 8)
-        self.store = Store(self.memory, reserve)
+        self.store = self.make_store(self.reserve_bytes)
         self.commands = self.memory.counter("kv.commands")
-        self.max_bytes = len(self.memory.view) - reserve
+        self.max_bytes = len(self.memory.view) - self.reserve_bytes
+
+    @property
+    def reserve_bytes(self) -> int:
+        """An eighth of RAM stays for the connections: their inboxes hold requests before they are stored."""
+        return max(256 << 10, len(self.memory.view) // 8)
+
+    def make_store(self, reserve: int) -> Store:
+        return Store(self.memory, reserve)
 
     def stats(self) -> dict[str, Any]:
         return {"keys": len(self.store), "commands": self.commands.value}
@@ -104,9 +110,13 @@ class KeyValue(Program):
             reply_bytes += len(reply)
             if name == b"QUIT":
                 return at, Then.CLOSE
-            if reply_bytes >= BATCH_REPLY_BYTES:
+            if self.enough_done(reply_bytes):
                 break
         return at, Then.MORE if at < len(inbox) else Then.WAIT
+
+    def enough_done(self, reply_bytes: int) -> bool:
+        """Whether a batch ends here, its replies having come to so many bytes."""
+        return reply_bytes >= BATCH_REPLY_BYTES
 
     def _answer(self, name: bytes, words: list[bytes], session: Session, raw: bytes) -> bytes:
         """Answer one command, which may be kept for EXEC instead of being executed."""

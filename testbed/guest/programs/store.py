@@ -12,6 +12,7 @@ the bucket of a key must be the same after a migration.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -103,6 +104,26 @@ class Store:
         """Forget every key, at once; the memory comes back little by little."""
         self._state[_EPOCH] = (self._state[_EPOCH] + 1) & 0xFFFF_FFFF
         self._state[_KEYS] = self._state[_SWEPT] = 0
+
+    @property
+    def buckets(self) -> int:
+        """How many buckets there are: the same for as long as this RAM lives."""
+        return self._mask + 1
+
+    def records(self, start: int, stop: int) -> Iterator[tuple[int, bytes, memoryview]]:
+        """(bucket, key, value) of each record in the buckets from `start` to before `stop`. The store must
+        not be changed meanwhile.
+        """
+        epoch, ram = self._state[_EPOCH], self._ram
+        for bucket in np.flatnonzero(np.frombuffer(self._buckets[start:stop], np.uint64)):
+            offset = self._buckets[start + int(bucket)]
+            while offset:
+                following, _, record_epoch, key_bytes, value_bytes, _ = _RECORD.unpack_from(ram, offset)
+                if record_epoch == epoch:
+                    middle = offset + _HEAD_BYTES + key_bytes
+                    key = bytes(ram[offset + _HEAD_BYTES : middle])
+                    yield start + int(bucket), key, ram[middle : middle + value_bytes]
+                offset = following
 
     def reclaim(self) -> None:
         """Free at once what was cleared: when memory has run out."""
