@@ -12,14 +12,16 @@ any message. A host reads the lease in one step: to act on an old reading is to 
 searched anyway.
 
 Steps are *progress*, *deadlines*, *faults* or *choices*. The first two happen by themselves sooner or later:
-messages arrive, claims are carried out and answered, crashed agents restart, a peer that is silent is waited
-for no longer. Nobody has to begin a migration, and no fault has to happen.
+messages arrive, claims are carried out and answered, crashed agents restart, a peer or a storage that is
+silent is waited for no longer. Nobody has to begin a migration, and no fault has to happen.
 """
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -325,7 +327,7 @@ class Model:
             event = ownership.seen(Lease(str(world.holder), 0), str(i), host.epoch)
             looked = self.note(world, i, event)
             yield Step(PROGRESS, f"the {WHO[i]} looks: {event.value}", looked, i)
-            yield Step(FAULT, f"the {WHO[i]} looks in vain", self.note(world, i, Event.UNANSWERED))
+            yield Step(DEADLINE, f"the {WHO[i]} looks in vain", self.note(world, i, Event.UNANSWERED))
         if not host.own.must_claim:
             return
         if host.answer is not None:
@@ -336,7 +338,7 @@ class Model:
             yield Step(PROGRESS, f"the {WHO[i]} hears: {event.value}", answered)
             return
         yield Step(PROGRESS, f"the {WHO[i]} claims", world._replace(claims=world.claims | {(i, host.epoch)}))
-        yield Step(FAULT, f"the {WHO[i]} gets no answer", self.note(world, i, Event.UNANSWERED))
+        yield Step(DEADLINE, f"the {WHO[i]} gets no answer", self.note(world, i, Event.UNANSWERED))
 
     def storage(self, world: World) -> Iterator[Step]:
         for claim in world.claims:
@@ -410,6 +412,17 @@ def way(came: Mapping[World, tuple[World, str] | None], world: World) -> list[st
     return lines[::-1]
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """The worlds make no cycles, and to walk them all again and again would cost half the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@without_collector()
 def search(rules: Rules, faults: int = UNBOUNDED) -> Searched:
     """Fewest faults first, then breadth first, so that a counterexample is a simple one. Raises Broken."""
     model = Model(rules)
