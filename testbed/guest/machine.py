@@ -308,10 +308,13 @@ class Machine:
         return self._go()
 
     def _order_disk(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        if len(fds) != 1:
+        if len(fds) > 1:
             raise ControlError(f"{len(fds)} descriptors came with a disk: one is needed")
-        self._reconnect_disk(message, fds[0])
-        return {"connected": True}
+        if fds:
+            self._reconnect_disk(message, fds[0])
+        elif self._disk is not None:
+            self._disk.disconnect()
+        return {"connected": bool(fds)}
 
     def _order_stats(self) -> dict[str, Any]:
         return self.stats()
