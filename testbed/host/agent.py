@@ -289,7 +289,8 @@ class Agent:
     ) -> TraceLike:
         if fault is None:
             return self._trace
-        return FaultyTrace(self._trace, fault, FaultyHost(channel, self._site.namespace, guest))
+        host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
+        return FaultyTrace(self._trace, fault, host)
 
     def _was_cancelled(self) -> bool:
         message = self._reception.poll()
