@@ -626,6 +626,17 @@ def test_what_is_not_there_or_does_not_fit_is_refused_in_one_line(both: Both) ->
     assert a.disks().keys() == {"d"}
 
 
+def test_a_disk_that_is_not_where_the_table_says_is_not_opened(both: Both) -> None:
+    made, a, _ = both
+    a.create("d", MIB)
+    (start, _), *_ = made.luns("host-a").status("csv")["leases"]["d"]["ranges"]
+    with (made.folder / "csv.img").open("r+b") as image:
+        image.seek(start)
+        image.write(bytes(4096))
+    with pytest.raises(NbdRefused, match="its header is not there where the table says"):
+        made.disk("host-a", "d")
+
+
 def test_a_lun_that_holds_no_volume_is_not_mounted(tmp_path: Path) -> None:
     with stage(tmp_path, lun_bytes=4 * MIB) as made:
         a = made.client("host-a")
