@@ -53,6 +53,12 @@ class Rates:
     from_target: list[float]
     from_nbdkit: list[float]
 
+    def ratios(self) -> tuple[list[float], list[float]]:
+        """The target's rate over nbdkit's, of each pair of copies: to, and from."""
+        to = [our / their for our, their in zip(self.to_target, self.to_nbdkit, strict=True)]
+        back = [our / their for our, their in zip(self.from_target, self.from_nbdkit, strict=True)]
+        return to, back
+
 
 @contextmanager
 def standing(folder: Path, size_bytes: int) -> Iterator[Namespace]:
@@ -122,12 +128,15 @@ def _bench(size_bytes: int) -> int:
         _row("to nbdkit", rates.to_nbdkit, "MiB/s")
         _row("from the target", rates.from_target, "MiB/s")
         _row("from nbdkit", rates.from_nbdkit, "MiB/s")
+        to, back = rates.ratios()
+        _row("ratio, to", to, "")
+        _row("ratio, from", back, "")
         _row("claim", claims(host), "us")
     return 0
 
 
 def _row(name: str, values: list[float], unit: str) -> None:
-    print(f"{name:20} {statistics.median(values):9.1f} {unit:6} ({min(values):.1f} to {max(values):.1f})")
+    print(f"{name:20} {statistics.median(values):9.2f} {unit:6} ({min(values):.2f} to {max(values):.2f})")
 
 
 def main(mib: int = 512) -> int:

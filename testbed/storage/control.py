@@ -19,7 +19,7 @@ def answer(luns: Mapping[str, Lun], request: Mapping[str, Any]) -> dict[str, Any
     except LunError as error:
         return refusal(error)
     except OSError as error:  # the new state could not be kept, so it does not hold
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kind = str(Kind.FULL) if full else "Failed"
         return {"error": f"the state cannot be kept: {error.strerror}", "kind": kind, "detail": {}}
 

@@ -1,5 +1,4 @@
-"""The files behind a target: a disk in a file, and a small state that survives whatever happens while it is
-written."""
+"""A disk in a file."""
 
 from __future__ import annotations
 
@@ -86,26 +85,3 @@ class BackingFile:
                 raise
             return False
         return True
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Make `data` the content of the file `path`, now and after a loss of power: the old or the new, never
-    half.
-
-    OSError; the old content then stands.
-    """
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

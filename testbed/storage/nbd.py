@@ -265,7 +265,9 @@ def _parse_info(data: bytes) -> tuple[str, set[int]]:
 
 
 def _name(data: bytes) -> str:
-    return data[: MOST_NAME_BYTES + 1].decode()
+    if len(data) > MOST_NAME_BYTES:
+        raise NbdBroken(f"a name of {len(data)} bytes, of at most {MOST_NAME_BYTES}")
+    return data.decode()
 
 
 def _option_reply(option: int, reply: int, data: bytes = b"") -> bytes:

@@ -20,17 +20,19 @@ from netns.forkserver import ready
 from testbed.storage import lun_json, server, stream
 from testbed.storage.control import answer, refusal
 from testbed.storage.fencing import Door, Lun
-from testbed.storage.files import BackingFile, replace
+from testbed.storage.files import BackingFile
+from testbed.storage.kept import Kept
 from testbed.storage.lines import LineBroken, Lines
 from testbed.storage.lun import Kind, LunError, LunState
 from testbed.storage.nbd import NbdBroken, NoSuchExport
 
 DISK_SUFFIX = ".img"
-STATE_SUFFIX = ".lun.json"
+STATE_SUFFIX = ".lun"
 MOST_CONNECTIONS = 256
 HANDSHAKE_DEADLINE_S = 10.0
 END_DEADLINE_S = 5.0
-_KEEPALIVE_IDLE_S = 30
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""A client that has vanished without a word holds its place for a minute."""
 
 
 class TargetError(Exception):
@@ -91,6 +93,8 @@ class Target:
         self.luns: dict[str, Lun] = {}
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
+        if not spec.folder.is_dir():
+            raise TargetError(f"there is no folder {spec.folder}")
         with ExitStack() as stack:
             for name, size_bytes in spec.luns.items():
                 _create(spec.folder, name, size_bytes)
@@ -134,13 +138,11 @@ class Target:
                 return
             thread = threading.Thread(target=self._run, args=(connection, serve), daemon=True)
             self._connections[connection] = thread
-        thread.start()
+            thread.start()
 
     def _run(self, connection: socket.socket, serve: Callable[[socket.socket], None]) -> None:
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+            _tune(connection)
             serve(connection)
         except (NbdBroken, LineBroken) as error:
             print(f"a client was cut off: {error}", file=sys.stderr)
@@ -208,9 +210,11 @@ class Target:
 
 def _listen(address: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((address, port), backlog=MOST_CONNECTIONS)
+        listener = socket.create_server((address, port), backlog=MOST_CONNECTIONS)
     except OSError as error:
         raise TargetError(f"cannot listen on {address}:{port}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
 
 
 def _create(folder: Path, name: str, size_bytes: int) -> None:
@@ -225,20 +229,29 @@ def _create(folder: Path, name: str, size_bytes: int) -> None:
 
 def _open(path: Path, stack: ExitStack) -> Lun:
     """The LUN in a file, with its state as it was when the target last ended. TargetError."""
-    kept = path.with_name(path.name.removesuffix(DISK_SUFFIX) + STATE_SUFFIX)
     try:
         disk = BackingFile(path)
     except OSError as error:
         raise TargetError(f"cannot open {path}: {error.strerror}") from error
     stack.callback(disk.close)
     stack.callback(disk.sync)
+    beside = path.with_name(path.name.removesuffix(DISK_SUFFIX) + STATE_SUFFIX)
     state = LunState(disk.size_bytes)
     try:
-        if kept.exists():
-            state = lun_json.from_json(json.loads(kept.read_bytes()), disk.size_bytes)
+        kept = Kept(beside)
+        stack.callback(kept.close)
+        if kept.text:
+            state = lun_json.from_json(json.loads(kept.text), disk.size_bytes)
     except (OSError, ValueError) as error:
-        raise TargetError(f"{kept} does not say who may write: {error}") from error
-    return Lun(disk, state, lambda changed: replace(kept, json.dumps(lun_json.as_json(changed)).encode()))
+        raise TargetError(f"{beside} does not say who may write: {error}") from error
+    return Lun(disk, state, lambda changed: kept.replace(json.dumps(lun_json.as_json(changed))))
+
+
+def _tune(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _cut(connection: socket.socket) -> None:

@@ -160,5 +160,6 @@ def test_the_bench_has_both_copy_and_times_claims(tmp_path: Path) -> None:
     with bench.standing(tmp_path, 4 << 20) as host:
         rates = bench.copies(tmp_path, host, 4 << 20, 2)
         assert [len(one) for one in vars(rates).values()] == [2, 2, 2, 2]
+        assert [len(one) for one in rates.ratios()] == [2, 2]
         assert len(bench.claims(host, 3)) == 3
     assert (tmp_path / "bench.img").read_bytes() == (tmp_path / "noise").read_bytes()

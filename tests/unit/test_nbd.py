@@ -224,7 +224,14 @@ def test_info_tells_and_does_not_end_the_handshake() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0\0\0\5csv\0\0", b"\xff\xff\xff\xffcsv\0\0", info("csv") + b"x", b"\0\0\0\2\xff\xfe\0\0"],
+    [
+        b"",
+        b"\0\0\0\5csv\0\0",
+        b"\xff\xff\xff\xffcsv\0\0",
+        b"\0\0\0\2\xff\xfe\0\0",
+        info("csv") + b"x",
+        info("x" * (nbd.MOST_NAME_BYTES + 1)),
+    ],
 )
 def test_a_malformed_info_is_refused_and_the_session_goes_on(data: bytes) -> None:
     server = server_after_flags(shelf())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -69,6 +70,29 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def client(served: Served) -> NbdClient:
     return NbdClient(served.ours, Agreed(SIZE, nbd.WRITABLE, nbd.MOST_PAYLOAD_BYTES))
+
+
+class Shelf:
+    def names(self) -> list[str]:
+        return ["csv"]
+
+    def find(self, name: str) -> Disk:
+        return Disk(SIZE)
+
+
+def test_a_client_that_is_silent_in_the_handshake_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(stream.StreamLost, match="silent past the deadline"):
+        server.handshake(theirs, Shelf(), 0.05)
+
+
+def test_after_the_handshake_a_client_may_be_silent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.send(struct.pack(">IQII", 3, nbd.IHAVEOPT, nbd.NBD_OPT_EXPORT_NAME, 3) + b"csv")
+        assert server.handshake(theirs, Shelf(), DEADLINE_S) is not None
+        assert theirs.gettimeout() is None
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16) == bytes(16)
 
 
 def test_what_is_written_is_read(client: NbdClient) -> None:

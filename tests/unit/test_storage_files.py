@@ -1,4 +1,4 @@
-"""The files behind a target: holes and zeroes, and a state that is never half written."""
+"""A disk in a file: holes, zeroes and syncs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.storage import files
-from testbed.storage.files import BackingFile, replace
+from testbed.storage.files import BackingFile
 
 SIZE = 4 << 20
 
@@ -102,29 +102,3 @@ def test_a_closed_disk_writes_to_no_other_file(disk: BackingFile, tmp_path: Path
     disk.close()
     with (tmp_path / "another").open("wb"), pytest.raises(OSError, match="Bad file descriptor"):
         disk.write(0, memoryview(b"x"))
-
-
-@pytest.mark.parametrize("call", ["write", "fsync"])
-def test_a_state_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "csv.lun.json"
-    replace(path, b"old")
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(OSError, match="No space"):
-        replace(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
-def test_a_state_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that survives a loss of power: content synced, renamed, folder synced."""
-    path, steps = tmp_path / "csv.lun.json", []
-    fsync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append(path.exists()), fsync(fd))[1])
-    monkeypatch.setattr(Path, "rename", lambda self, to: (steps.append("rename"), rename(self, to))[1])
-    replace(path, b"new")
-    assert steps == [False, "rename", True]
