@@ -11,6 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +23,25 @@ from testbed.scenario import plan as planned
 from testbed.scenario.lab import Lab
 from testbed.scenario.options import Options
 from testbed.scenario.run import Witness, run
+from testbed.storage import bench as storage_bench
 
 SWITCHOVER = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)
 CONNECTIONS = Options(clients=5, connections=500, interval_ns=100_000_000, stream_rate_per_s=0, churn_per_s=0)
 CHURN = Options(clients=4, connections=4, stream_rate_per_s=0, churn_per_s=200)
 COPY = Options(ram_bytes=1 << 30, fill=0.9, connections=0, clients=1, stream_rate_per_s=10, churn_per_s=0)
+QUICK = Options(
+    mode="quick",
+    ram_bytes=2 << 30,
+    fill=0.9,
+    disk_bytes=16 << 20,
+    storage_rate_bits_per_s=10**9,
+    stream_rate_per_s=0,
+    churn_per_s=0,
+)
+DURABLE = Options(program="kv-durable", disk_bytes=64 << 20)
+ENDURANCE_MIGRATIONS, DURABLE_MIGRATIONS = 100, 200
+QUICK_MIGRATIONS, LIVE_BESIDE_QUICK = 2, 5
+STORAGE_BYTES = 256 << 20
 IPERF_S = 2
 COPY_DEADLINE_S = 120
 START_PROGRAM_DEADLINE_S = 30
@@ -66,8 +81,16 @@ class Setting:
 Bench = Callable[[Setting], Iterator[Figure]]
 
 
-def _median(bench: str, name: str, values: Sequence[float], unit: str, limit: float | None = None) -> Figure:
-    return Figure(bench, name, statistics.median(values), unit, min(values), max(values), limit)
+def _median(
+    bench: str,
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    limit: float | None = None,
+    *,
+    at_most: bool = True,
+) -> Figure:
+    return Figure(bench, name, statistics.median(values), unit, min(values), max(values), limit, at_most)
 
 
 def _count(bench: str, name: str, value: int, limit: int | None = 0) -> Figure:
@@ -149,9 +172,7 @@ def copy(setting: Setting) -> Iterator[Figure]:
     if theirs:
         yield _median("copy", "iperf3, same wire", theirs, "Mbit/s")
         ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
-        yield Figure(
-            "copy", "ratio to iperf3", statistics.median(ratios), "", min(ratios), max(ratios), 0.7, False
-        )
+        yield _median("copy", "ratio to iperf3", ratios, "", 0.7, at_most=False)
 
 
 def _iperf3_mbit(lab: Lab) -> float:
@@ -208,7 +229,7 @@ def _command(found: str | None) -> list[str]:
 
 def endurance(setting: Setting) -> Iterator[Figure]:
     """100 migrations there and back under load: nothing breaks, nothing grows."""
-    options = _with(SWITCHOVER, Setting(setting.folder, setting.witness, max(100, setting.migrations)))
+    options = replace(SWITCHOVER, migrations=max(ENDURANCE_MIGRATIONS, setting.migrations))
     result = _run(setting, options, "endurance")
     yield from _damage("endurance", result)
     done = [one.blackout_ms or 0 for one in result.migrations if one.outcome == "completed"]
@@ -223,6 +244,58 @@ def endurance(setting: Setting) -> Iterator[Figure]:
         )
 
 
+def storage(setting: Setting) -> Iterator[Figure]:
+    """nbdcopy to the storage target and back, beside nbdkit on the same wire; and the claim of a disk."""
+    with (
+        tempfile.TemporaryDirectory(dir=setting.folder) as name,
+        storage_bench.standing(Path(name), STORAGE_BYTES) as host,
+    ):
+        if shutil.which("nbdcopy"):
+            yield from _copies(storage_bench.copies(Path(name), host, STORAGE_BYTES))
+        yield _median("storage", "claim of a disk", [us / 1e3 for us in storage_bench.claims(host)], "ms")
+
+
+def _copies(rates: storage_bench.Rates) -> Iterator[Figure]:
+    to, back = rates.ratios()
+    rows = (
+        ("nbdcopy to the target", rates.to_target, "nbdcopy to nbdkit", rates.to_nbdkit, to),
+        ("nbdcopy from the target", rates.from_target, "nbdcopy from nbdkit", rates.from_nbdkit, back),
+    )
+    for our_name, ours, their_name, theirs, ratios in rows:
+        yield _median("storage", our_name, ours, "MiB/s")
+        if theirs:
+            yield _median("storage", their_name, theirs, "MiB/s")
+            yield _median("storage", "  ratio to nbdkit", ratios, "", 0.5, at_most=False)
+
+
+def durable(setting: Setting) -> Iterator[Figure]:
+    """200 migrations there and back of a store on a disk: what it acknowledged is there, all of it."""
+    options = replace(DURABLE, migrations=max(DURABLE_MIGRATIONS, setting.migrations))
+    result = _run(setting, options, "durable")
+    yield from _damage("durable", result)
+    yield _count("durable", "writes acknowledged", result.clients.acknowledged, None)
+    yield _count("durable", "acknowledged writes lost", result.clients.writes_lost)
+    yield _count("durable", "values that nobody wrote", result.clients.writes_phantom)
+    yield _median("durable", "blackout", _blackouts_ms(result), "ms")
+
+
+def quick(setting: Setting) -> Iterator[Figure]:
+    """Quick Migration of 2 GiB over storage of 1 Gbit/s, and live migration of the same guest."""
+    by_lun = _run(setting, replace(QUICK, migrations=QUICK_MIGRATIONS), "quick")
+    live = _run(setting, replace(QUICK, mode="live", migrations=LIVE_BESIDE_QUICK), "quick-live")
+    quick_ms, live_ms = _blackouts_ms(by_lun), _blackouts_ms(live)
+    yield _median("quick", "blackout", [ms / 1e3 for ms in quick_ms], "s", 40)
+    yield _median("quick", "blackout, at least", [ms / 1e3 for ms in quick_ms], "s", 30, at_most=False)
+    yield _median("quick", "live's blackout", live_ms, "ms")
+    ratios = [quick / statistics.median(live_ms) for quick in quick_ms]
+    yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
+    yield from _damage("quick", by_lun)
+
+
+def _blackouts_ms(result: Result) -> list[float]:
+    return [one.blackout_ms or 0 for one in result.migrations if one.outcome == "completed"]
+
+
 def _with(options: Options, setting: Setting) -> Options:
     return replace(options, migrations=setting.migrations)
 
@@ -234,4 +307,7 @@ BENCHES: dict[str, Bench] = {
     "copy": copy,
     "lab": lab,
     "endurance": endurance,
+    "storage": storage,
+    "durable": durable,
+    "quick": quick,
 }
