@@ -44,16 +44,21 @@ from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
 from testbed.host.recovery import recover, wake
+from testbed.host.saved_state import LunReader, LunWriter
 from testbed.host.shared_storage import SharedStorage
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
+from testbed.migration.channel import Channel
 from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
+from testbed.migration.saved_state import RestoringChannel, SavingChannel
 from testbed.migration.source import Plan, Source, TraceLike
 from testbed.migration.strategy import Policy
 from testbed.migration.target import Target
 from testbed.migration.wire import NONCE
 
 CONNECT_DEADLINE_S = 10.0
+SWITCHOVER_DEADLINE_S = 3.0
+"""How long the target may be silent while the guest stands still; a Quick Migration's reads all of RAM."""
 LATE_FRAMES_NS = 1_000_000_000
 """How long after a migration stragglers in the hold are still looked for."""
 
@@ -205,16 +210,18 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
+        deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
             listener.settimeout(self._deadline_s)
             self._reception.send({"started": {"listening": True}})
             connection, _ = listener.accept()
-            channel = SpoilableChannel(connection, self._deadline_s)
+            channel = SpoilableChannel(connection, deadline_s)
             trace = self._trace_with(fault, channel, lambda: arriving.hosted)
             gc.disable()
             try:
-                resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), trace).run()
+                taking = self._restoring(channel)
+                resumed_ns = Target(arriving, taking, secret, os.urandom(NONCE), trace).run()
                 self._guest = arriving.settle()
             finally:
                 arriving.urgency.lower()
@@ -231,16 +238,16 @@ class Agent:
         address = (message["address"], message["port"])
         plan = _plan(message)
         connection = socket.create_connection(address, CONNECT_DEADLINE_S)
-        channel = SpoilableChannel(connection, self._deadline_s)
+        channel = SpoilableChannel(connection, message.get("deadline_s", self._deadline_s))
         trace = self._trace_with(_fault(message, Side.SOURCE), channel, lambda: self._guest)
         self._reception.send({"started": {}})
         departing = DepartingGuest(self._guest, self._keeper, self._trace)
         gc.collect()
         gc.disable()
         try:
-            outcome = Source(
-                departing, channel, plan, time.monotonic_ns, trace, self._was_cancelled
-            ).run()
+            giving = self._saving(channel, self._guest)
+            clock, cancelled = time.monotonic_ns, self._was_cancelled
+            outcome = Source(departing, giving, plan, clock, trace, cancelled).run()
         finally:
             if departing.deleted:
                 self._guest = None
@@ -263,6 +270,19 @@ class Agent:
             "last_heard_ns": departing.last_heard_ns,
             "counts": departing.counts,
         }
+
+    def _saving(self, channel: Channel, guest: HostedGuest) -> Channel:
+        """The way to the target: over a LUN that moves, if that is how storage is shared here."""
+        storage = self._site.storage
+        if storage is None or not storage.moves:
+            return channel
+        return SavingChannel(channel, lambda: LunWriter(guest, storage, self._trace))
+
+    def _restoring(self, channel: Channel) -> Channel:
+        storage = self._site.storage
+        if storage is None or not storage.moves:
+            return channel
+        return RestoringChannel(channel, lambda saved: LunReader(saved, storage, self._trace))
 
     def _trace_with(
         self, fault: Fault | None, channel: SpoilableChannel, guest: Callable[[], HostedGuest | None]
@@ -323,7 +343,9 @@ def _plan(message: dict[str, Any]) -> Plan:
         nonce=os.urandom(NONCE),
         policy=Policy(**plan["policy"]),
         precopy=plan["precopy"],
+        whole=plan.get("whole", False),
         rate_limit=plan["rate_limit"],
+        switchover_deadline_s=message.get("deadline_s", 0.0) if plan.get("whole") else SWITCHOVER_DEADLINE_S,
     )
 
 

@@ -31,11 +31,13 @@ from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
-from testbed.scenario.storage import Storage, service_sockets
+from testbed.scenario.storage import Storage, access
 from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
+SLOWEST_STORAGE_BITS_PER_S = 500_000_000
+"""Of a link that is not limited: what this machine gives when it is busy."""
 BOOT_DEADLINE_S = 120.0
 PRELOAD = (
     "numpy",
@@ -117,7 +119,7 @@ class Lab:
                 "uplink": planned.UPLINK,
                 "recorder": str(RECORDER),
                 "deadline_s": self._peer_deadline_s,
-                "storage": service_sockets(host) if self.storage is not None else None,
+                "storage": access(host, self.options) if self.storage is not None else None,
             }
             log = self.folder / f"{host}.log"
             self.agents[host] = Supervisor(host, self.topology.namespace(host), argument, log)
@@ -188,7 +190,7 @@ class Lab:
         """
         source, target = self.owner, self.other(self.owner)
         secret = secrets.token_hex(32)
-        order = {"fault": None if fault is None else str(fault)}
+        order = {"fault": None if fault is None else str(fault), "deadline_s": self._deadline_s()}
         receiving = order | {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
         sending = order | {
             "do": "migrate",
@@ -240,6 +242,15 @@ class Lab:
     def _statuses(self, deadline_s: float) -> dict[str, dict[str, Any]]:
         return {host: agent.ask_status(deadline_s) for host, agent in self.agents.items()}
 
+    def _deadline_s(self) -> float:
+        """How long one side may be silent towards the other: in a Quick Migration, while RAM goes to the LUN
+        or comes from it.
+        """
+        if self.options.mode != "quick":
+            return self._peer_deadline_s
+        rate = self.options.storage_rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
+        return self._peer_deadline_s + 2 * self.options.ram_bytes * 8 / rate
+
     def _plan(self) -> dict[str, Any]:
         policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s
         return {
@@ -249,6 +260,7 @@ class Lab:
                 "on_stall": policy.on_stall,
             },
             "precopy": self.options.mode == "live",
+            "whole": self.options.mode == "quick",
             "rate_limit": None if rate is None else rate // 8,
         }
 

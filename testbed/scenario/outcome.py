@@ -27,6 +27,19 @@ PARTS = {
 """The marks that part the blackout, in their order, and what the time up to each of them was spent on."""
 
 
+QUICK_PARTS = {
+    "cut": "cut off",
+    "pages-sent": "memory to the LUN",
+    "devices-sent": "freeze",
+    "state-saved": "flush",
+    "dismounted": "dismount",
+    "mounted": "mount",
+    "pages-received": "memory from the LUN",
+    **{mark: part for mark, part in PARTS.items() if mark not in ("cut", "pages-sent", "devices-sent")},
+}
+"""The same of a Quick Migration."""
+
+
 @dataclass(frozen=True)
 class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
@@ -112,10 +125,11 @@ def blackout_parts(marks: Mapping[str, int]) -> dict[str, float]:
     A mark that came before the one in front of it (both hosts work at once) leaves a part of zero.
     """
     cuts: list[tuple[str, int]] = [("paused", marks["paused"])]
-    for mark in PARTS:
+    parts = QUICK_PARTS if "state-saved" in marks else PARTS
+    for mark in parts:
         if mark in marks:
             cuts.append((mark, max(marks[mark], cuts[-1][1])))
-    return {PARTS[name]: _ms(end - begin) for (_, begin), (name, end) in pairwise(cuts)}
+    return {parts[name]: _ms(end - begin) for (_, begin), (name, end) in pairwise(cuts)}
 
 
 def _round(event: Event) -> model.Round:

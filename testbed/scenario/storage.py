@@ -9,6 +9,7 @@ from typing import Any
 
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
+from testbed.host.saved_state import largest_state_bytes
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
 from testbed.storage.volume_client import VolumeClient
@@ -18,7 +19,6 @@ READY_DEADLINE_S = 30.0
 ANSWER_DEADLINE_S = 30.0
 NBD_PORT, LUN_PORT, RELAY_PORT = 10809, 3260, 10900
 LUN = "csv"
-SAVED_STATE = "vm1.saved"
 OVERHEAD_BYTES = 32 << 20
 """Of a volume, for its own tables and whole extents."""
 KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
@@ -29,9 +29,19 @@ def service_sockets(host: str) -> dict[str, str]:
     return {"control": str(FOLDER / f"{host}.control"), "nbd": str(FOLDER / f"{host}.nbd")}
 
 
+def access(host: str, options: Options) -> dict[str, Any]:
+    """What a host's agent is told of shared storage (testbed.host.shared_storage.SharedStorage)."""
+    hosts = {key: name for name, key in KEYS.items()}
+    lun = {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": LUN_PORT, "name": LUN}
+    return service_sockets(host) | {
+        "lun": lun | {"key": KEYS[host], "hosts": hosts},
+        "moves": options.mode == "quick",
+    }
+
+
 def lun_bytes(options: Options) -> int:
     """The LUN has room for the guest's disk and, in a Quick Migration, for its saved RAM."""
-    saved = options.ram_bytes + options.ram_bytes // 32 if options.mode == "quick" else 0
+    saved = largest_state_bytes(options.ram_bytes) if options.mode == "quick" else 0
     return OVERHEAD_BYTES + options.disk_bytes + saved
 
 
