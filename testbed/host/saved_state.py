@@ -82,10 +82,9 @@ class LunWriter:
             self._trace.event("mark", name="state-saved", bytes=self._written)
             self._finished = True
             self._guest.process.ask({"do": "disk"})
-            with self._storage.client() as client:
-                client.dismount()
         except _FAILURES as error:
             raise LocalError(f"the guest's state cannot be saved: {error}") from error
+        self._storage.let_go()
         self._trace.event("mark", name="dismounted")
         return Saved(self._name, self._written)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from testbed.storage.volume_client import VolumeClient, VolumeLost, VolumeRefuse
 
 ANSWER_DEADLINE_S = 2.0
 CONNECT_DEADLINE_S = 10.0
+BUSY_PAUSE_S = 0.005
 FILLER = "filler-"
 SMALLEST_FILLER_BYTES = 1 << 20
 PAUSE_S = 0.05
@@ -75,11 +77,20 @@ class SharedStorage:
             raise LocalError(f"the LUN cannot be mounted: {error}") from error
 
     def let_go(self) -> None:
-        """Dismount a LUN that moves, if it is mounted here. LocalError."""
+        """Dismount a LUN that moves, if it is mounted here. LocalError.
+
+        The service may not have noticed yet that the guest's disk was closed: asked again while it is busy.
+        """
+        end = time.monotonic() + CONNECT_DEADLINE_S
         try:
             with self.client() as client:
-                if client.state()["mode"] is not None:
-                    client.dismount()
+                while client.state()["mode"] is not None:
+                    try:
+                        client.dismount()
+                    except VolumeRefused as refused:
+                        if refused.kind != "Busy" or time.monotonic() > end:
+                            raise
+                        select.select([], [], [], BUSY_PAUSE_S)
         except (VolumeLost, VolumeRefused) as error:
             raise LocalError(f"the LUN cannot be dismounted: {error}") from error
 
