@@ -103,7 +103,9 @@ class Connection(_Model):
 class Clients(_Model):
     """All clients together. `retransmits` is what their kernels sent again (TCP_INFO); `retransmits_needless`
     those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
-    acknowledgements.
+    acknowledgements. Of the ledgers of a durable store: writes `acknowledged`, of them `writes_lost`, values
+    that were never sent (`writes_phantom`), and ledgers that could not be read back in the end
+    (`ledgers_unsettled`).
     """
 
     connections: int
@@ -116,6 +118,10 @@ class Clients(_Model):
     bytes_corrupted: int
     retransmits: int
     retransmits_needless: int
+    acknowledged: int
+    writes_lost: int
+    writes_phantom: int
+    ledgers_unsettled: int
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]

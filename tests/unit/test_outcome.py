@@ -139,7 +139,7 @@ def test_the_gap_is_the_longest_wait_of_each_connection() -> None:
 
 
 def verdicts(
-    migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: int
+    migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: Any
 ) -> list[str]:
     clients = outcome.clients({"client1": summary([1], [1], **counts)})
     return [check.name for check in judge([migration], clients, faults, hold=hold) if not check.passed]
@@ -165,6 +165,23 @@ def test_nothing_is_wrong_with_a_good_run() -> None:
 )
 def test_each_kind_of_damage_fails_its_check(count: str, check: str) -> None:
     assert verdicts(GOOD, **{count: 1}) == [check]
+
+
+LEDGER = {"kind": "ledger", "acknowledged": 9}
+
+
+def test_a_ledger_tells_what_was_acknowledged_and_holds_the_store_to_it() -> None:
+    clients = outcome.clients({f"client{number}": summary([1], [1], **LEDGER) for number in (1, 2)})
+    assert clients.acknowledged == 18
+    assert clients.writes_lost == clients.writes_phantom == clients.ledgers_unsettled == 0
+    (check,) = [one for one in judge([GOOD], clients, (), hold=True) if "acknowledged" in one.name]
+    assert check.passed
+    assert "of 18 acknowledged" in check.detail
+
+
+@pytest.mark.parametrize("count", ["writes_lost", "writes_phantom", "unsettled"])
+def test_a_store_that_breaks_its_word_fails_the_run(count: str) -> None:
+    assert verdicts(GOOD, **LEDGER, **{count: 1}) == ["no acknowledged write lost"]
 
 
 def test_dropped_frames_fail_a_run_that_held_them_and_no_other() -> None:
