@@ -112,7 +112,7 @@ class Client:
                 except _Unable as error:
                     answer = {"error": f"{self.spec.name}: {error}"}
                 send_message(self._control, answer)
-                self._trace.flush()
+                self._trace.flush(wait=False)
                 if "summary" in answer and request["do"] == "stop":
                     return
         except ControlError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,7 @@ class Storage:
         self._recorder = recorder
         self.processes: dict[str, Process] = {}
         with ExitStack() as stack:
+            stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
             self.start_target(stack)
             for host in planned.HOSTS:
                 entry = "testbed.storage.service:main"

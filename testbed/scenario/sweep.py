@@ -53,7 +53,7 @@ class Cell:
 
 
 class Sweep:
-    """Runs faults in labs of `options`, whose files go to `folder`. Close it (a context manager) at the end."""
+    """Runs faults in labs of `options`, whose files go to `folder`. A context manager."""
 
     def __init__(self, options: Options, folder: Path, import_path: Sequence[str] = ()) -> None:
         self._options = options
