@@ -235,5 +235,5 @@ def give_to_caller(folder: Path) -> None:
     uid, gid = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
     if os.geteuid() != 0 or uid is None or gid is None:
         return
-    for path in (folder.parent, folder, *folder.iterdir()):
+    for path in (folder.parent, folder, *folder.rglob("*")):
         os.chown(path, int(uid), int(gid))
