@@ -97,6 +97,13 @@ def migrate(
         str, typer.Option(help="keep: the MAC moves along; per-host: each host has its own.")
     ] = "keep",
     tracker: Annotated[str, typer.Option(help="auto, userfaultfd, soft-dirty or digest.")] = "auto",
+    storage_server: Annotated[
+        str,
+        typer.Option(
+            help="testbed; or nbdkit, which knows no leases: NOBODY IS FENCED then, and a host that has lost "
+            "the guest can still write to its disk."
+        ),
+    ] = "testbed",
     migrations: Annotated[int, typer.Option(help="How many, there and back.")] = 1,
     baseline: Annotated[str, typer.Option(help="Normal service before the first one.")] = "1s",
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 1,
@@ -132,6 +139,7 @@ def migrate(
             hold=hold,
             mac=mac,  # type: ignore[arg-type]
             tracker=tracker,  # type: ignore[arg-type]
+            storage_server=storage_server,  # type: ignore[arg-type]
             migrations=migrations,
             baseline_ns=_parsed("--baseline", parse_duration, baseline),
             seed=seed,
@@ -408,6 +416,7 @@ def _explained(error: Exception, folder: Path) -> int:
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.host.control import CommandFailed, ControlError
+    from testbed.storage.nbdkit import NbdkitError
 
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         _tell(f"no room for the run's folder {folder}: {error}")
@@ -416,12 +425,13 @@ def _explained(error: Exception, folder: Path) -> int:
         where = f" ({error.filename})" if error.filename else ""
         _tell(f"{error.strerror or error}{where}")
         return CANNOT
-    foreseen: tuple[type[Exception], ...] = (TopologyError, NotReady, ProcessDied, SpawnError, ClientFailed)
+    missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
+    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
     foreseen += (ClientControlError, CommandFailed, ControlError)
     if not isinstance(error, foreseen):
         raise error
     _tell(str(error))
-    return CANNOT if isinstance(error, TopologyError) or _is_missing(error) else CHECK_FAILED
+    return CANNOT if isinstance(error, missing) or _is_missing(error) else CHECK_FAILED
 
 
 def _is_missing(error: Exception) -> bool:
