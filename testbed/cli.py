@@ -31,6 +31,7 @@ from testbed.commands.ending import (
     tell,
     wrong_request,
 )
+from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
@@ -98,8 +99,19 @@ def migrate(
         str, typer.Option(help="keep: the MAC moves along; per-host: each host has its own.")
     ] = "keep",
     tracker: Annotated[str, typer.Option(help="auto, userfaultfd, soft-dirty or digest.")] = "auto",
+    storage_server: Annotated[
+        str,
+        typer.Option(
+            help="testbed; or nbdkit, which knows no leases: NOBODY IS FENCED then, and a host that has lost "
+            "the guest can still write to its disk."
+        ),
+    ] = "testbed",
     migrations: Annotated[int, typer.Option(help="How many, there and back.")] = 1,
     baseline: Annotated[str, typer.Option(help="Normal service before the first one.")] = "1s",
+    fault: Annotated[
+        str | None,
+        typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
+    ] = None,
     seed: asked.Seed = _DEFAULT.seed,
     name: asked.Name = "migrate",
     json_: Annotated[
@@ -130,6 +142,8 @@ def migrate(
                 "disk": disk,
                 "storage-rate": storage_rate,
                 "durable": durable,
+                "storage-server": storage_server,
+                "fault": fault,
                 "downtime-limit": downtime_limit,
                 "max-rounds": max_rounds,
                 "on-stall": on_stall,
@@ -147,6 +161,7 @@ def migrate(
 
 
 app.command()(compare)
+app.command()(faults)
 
 
 @app.command()
@@ -206,8 +221,8 @@ def _with_room(benches: list[str], *, named: bool) -> list[str]:
     for one in (one for one in benches if NEEDS_BYTES.get(one, 0) > available):
         needs, free = format_size(NEEDS_BYTES[one]), format_size(available)
         if named:
-            _fail(CANNOT, f"bench {one}: needs {needs} of memory, and {free} are free")
-        _tell(f"bench {one} is left out: it needs {needs} of memory, and {free} are free")
+            fail(CANNOT, f"bench {one}: needs {needs} of memory, and {free} are free")
+        tell(f"bench {one} is left out: it needs {needs} of memory, and {free} are free")
     return [one for one in benches if NEEDS_BYTES.get(one, 0) <= available]
 
 

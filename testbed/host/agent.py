@@ -43,9 +43,9 @@ from testbed.host.faulty import FaultyHost
 from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
+from testbed.host.plain_disk import storage_from_json
 from testbed.host.recovery import recover, wake
 from testbed.host.saved_state import LunReader, LunWriter
-from testbed.host.shared_storage import SharedStorage
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.channel import Channel
@@ -202,11 +202,7 @@ class Agent:
             return description
         if storage is None:
             raise LocalError(f"a guest with a disk, and {self._site.name} has no shared storage")
-        with storage.client() as client:
-            lease = client.lease(disk)
-            ours = lease["holder"] == self._site.name
-            epoch = lease["epoch"] if ours else client.claim(disk, lease["epoch"])
-        return replace(description, epoch=epoch)
+        return replace(description, epoch=storage.own(disk, self._site.name))
 
     def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
         self._import_path = message.get("import_path", self._import_path)
@@ -267,7 +263,7 @@ class Agent:
         gc.disable()
         try:
             giving = self._saving(channel, self._guest)
-            clock, cancelled = time.monotonic_ns, self._was_cancelled
+            clock, cancelled = time.monotonic_ns, self._reception.cancelled
             outcome = Source(departing, giving, plan, clock, trace, cancelled).run()
         finally:
             if departing.deleted:
@@ -294,14 +290,14 @@ class Agent:
 
     def _saving(self, channel: Channel, guest: HostedGuest) -> Channel:
         """The way to the target: over a LUN that moves, if that is how storage is shared here."""
-        storage = self._site.storage
-        if storage is None or not storage.moves:
+        storage = self._site.moving_lun
+        if storage is None:
             return channel
         return SavingChannel(channel, lambda: LunWriter(guest, storage, self._trace))
 
     def _restoring(self, channel: Channel) -> Channel:
-        storage = self._site.storage
-        if storage is None or not storage.moves:
+        storage = self._site.moving_lun
+        if storage is None:
             return channel
         return RestoringChannel(channel, lambda saved: LunReader(saved, storage, self._trace))
 
@@ -312,10 +308,6 @@ class Agent:
             return self._trace
         host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
         return FaultyTrace(self._trace, fault, host)
-
-    def _was_cancelled(self) -> bool:
-        message = self._reception.poll()
-        return message is not None and message.get("do") == "cancel"
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
         if self._guest is None:
@@ -381,7 +373,7 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    namespace, storage = Namespace.open(argument["name"]), SharedStorage.from_json(argument["storage"])
+    namespace, storage = Namespace.open(argument["name"]), storage_from_json(argument["storage"])
     site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
     trace = Trace(site.name, Path(argument["recorder"]))
     keeper = Keeper(socket.socket(fileno=line), journal, store)

@@ -69,8 +69,8 @@ class ArrivingGuest:
         if described.ram_bytes != ram_bytes:
             raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
         self._guest = self._put_in_place(described)
-        if described.disk is not None and self._guest.storage.moves:
-            self._guest.storage.let_go()
+        if (lun := self._guest.site.moving_lun) is not None:
+            lun.let_go()
         self.arbiter = self._guest.arbiter(Lease("source", described.epoch))
         if self.arbiter is not None:
             self._guest.epoch = described.epoch + 1
@@ -96,8 +96,9 @@ class ArrivingGuest:
             self._injector = self._stack.enter_context(Injector())
             for family in (socket.AF_INET, socket.AF_INET6):
                 self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
-        if self.arbiter is not None and not self.guest.storage.moves:
-            # Good for nothing but reading until the claim, in the instant of which it comes to life.
+        if self.guest.description.disk is not None and self.guest.site.moving_lun is None:
+            # With a lease good for nothing but reading until the claim, in the instant of which it comes to
+            # life.
             self._disk = self.guest.open_disk(self.guest.epoch)
         self.guest.network.egress.start()
         gc.collect()
@@ -114,7 +115,7 @@ class ArrivingGuest:
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
             sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
-            if self.arbiter is not None and self._disk is None:
+            if self.guest.description.disk is not None and self._disk is None:
                 self._disk = self.guest.open_disk(self.guest.epoch)
             connection, told = self._disk or (None, None)
             if connection is not None:

@@ -180,8 +180,8 @@ class DepartingGuest:
 
     def _steps_to_the_disk(self, claimed: int | None) -> list[Callable[[], object]]:
         """What gives the guest its disk again, after a LUN has moved or the epoch was `claimed` anew."""
-        storage = self._guest.storage
-        steps: list[Callable[[], object]] = [storage.take] if storage.moves and self._paused else []
+        lun = self._guest.site.moving_lun
+        steps: list[Callable[[], object]] = [lun.take] if lun is not None and self._paused else []
         if steps or claimed is not None:
             steps.append(partial(self._guest.renew_disk, claimed or self._guest.epoch))
         return steps

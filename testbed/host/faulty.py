@@ -7,6 +7,7 @@ from collections.abc import Callable
 from netns.namespace import Namespace
 from testbed.faults.injection import SpoilableChannel
 from testbed.host.hosted import HostedGuest
+from testbed.host.shared_storage import SharedStorage
 
 
 class FaultyHost:
@@ -35,5 +36,5 @@ class FaultyHost:
 
     def fill_lun(self) -> None:
         guest = self._guest()
-        if guest is not None and guest.site.storage is not None:
+        if guest is not None and isinstance(guest.site.storage, SharedStorage):
             guest.site.storage.fill()

@@ -94,6 +94,16 @@ class SharedStorage:
         except (VolumeLost, VolumeRefused) as error:
             raise LocalError(f"the LUN cannot be dismounted: {error}") from error
 
+    def own(self, disk: str, host: str) -> int:
+        """Make the lease of `disk` `host`'s, whosever it was; its epoch. Raises VolumeLost, VolumeRefused."""
+        with self.client() as client:
+            lease = client.lease(disk)
+            return lease["epoch"] if lease["holder"] == host else client.claim(disk, lease["epoch"])
+
+    def arbiter(self, disk: str, lease: Lease, host: str) -> DiskArbiter:
+        """Whom `host` asks whose the guest with `disk` is. LocalError."""
+        return DiskArbiter(self.leases, disk, lease, host)
+
     def open_disk(self, disk: str, epoch: int) -> tuple[socket.socket, int]:
         """A connection of the disk, in NBD's transmission phase, and the disk's size in bytes. Writes are
         refused until `epoch` is this host's, and from when it is not any more. LocalError.

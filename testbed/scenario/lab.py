@@ -31,7 +31,7 @@ from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
-from testbed.scenario.storage import Storage, access
+from testbed.scenario.storage import PlainServer, Storage, access
 from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
@@ -100,16 +100,22 @@ class Lab:
             for host in planned.HOSTS:
                 wire_hold(self.topology.namespace(host), planned.BRIDGE)
             stack.callback(_remove_guest_namespaces)
-            self.storage: Storage | None = None
+            self.storage: Storage | PlainServer | None = None
             if options.has_storage:
-                step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
-                nodes = (*planned.HOSTS, planned.STORAGE)
-                namespaces = {node: self.topology.namespace(node) for node in nodes}
-                self.storage = Storage(options, namespaces, folder, RECORDER)
+                self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
             self._start_agents(stack)
             self._observe(stack)
             self._stack = stack.pop_all()
+
+    def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
+        nodes = (*planned.HOSTS, planned.STORAGE)
+        namespaces = {node: self.topology.namespace(node) for node in nodes}
+        if self.options.storage_server == "nbdkit":
+            step("storage: a disk that nbdkit serves; nobody is fenced")
+            return PlainServer(self.options, namespaces)
+        step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
+        return Storage(self.options, namespaces, self.folder, RECORDER)
 
     def _start_agents(self, stack: ExitStack) -> None:
         for host in planned.HOSTS:

@@ -19,6 +19,7 @@ MacPolicy = Literal["keep", "per-host"]
 OnStall = Literal["switch", "give-up"]
 Family = Literal["both", "ipv4", "ipv6"]
 Pattern = Literal["uniform", "hot-cold", "sequential"]
+StorageServer = Literal["testbed", "nbdkit"]
 Tracker = Literal["auto", "userfaultfd", "soft-dirty", "digest"]
 
 PAGE = 4096
@@ -54,6 +55,7 @@ class Options:
     max_bandwidth_bits_per_s: int | None = None
     disk_bytes: int = 0
     storage_rate_bits_per_s: int | None = None
+    storage_server: StorageServer = "testbed"
     downtime_limit_ns: int = 300_000_000
     max_rounds: int = 30
     on_stall: OnStall = "switch"
@@ -74,6 +76,7 @@ class Options:
         _choice("--announce", self.announce, Announce)
         _choice("--mac", self.mac, MacPolicy)
         _choice("--tracker", self.tracker, Tracker)
+        _choice("--storage-server", self.storage_server, StorageServer)
         if self.ram_bytes % PAGE:
             raise OptionError(f"--ram: {self.ram_bytes} bytes are not whole pages of {PAGE} bytes")
         if self.ram_bytes < MIN_RAM_BYTES:
@@ -125,10 +128,14 @@ class Options:
             raise OptionError("--disk: a Quick Migration moves a LUN, so the guest needs a disk on it")
         if self.storage_rate_bits_per_s is not None and not self.has_storage:
             raise OptionError("--storage-rate: there is no storage without --disk or --mode quick")
+        if self.storage_server != "testbed" and not self.has_storage:
+            raise OptionError("--storage-server: there is no storage without --disk")
+        if self.storage_server == "nbdkit" and self.mode == "quick":
+            raise OptionError("--storage-server: nbdkit has no LUN that moves; --mode quick needs testbed")
 
     @property
     def has_storage(self) -> bool:
-        """Whether the hosts share storage, and ownership is decided there."""
+        """Whether the hosts share storage, and (unless nbdkit serves it) ownership is decided there."""
         return self.disk_bytes > 0
 
     @property

@@ -1,7 +1,11 @@
-"""The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted."""
+"""The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted.
+
+Or, if that is asked for, nbdkit with the guest's disk and nothing else.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,6 +17,7 @@ from netns.namespace import Namespace
 from testbed.host.saved_state import largest_state_bytes
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
+from testbed.storage import nbdkit
 from testbed.storage.volume_client import VolumeClient
 
 FOLDER = Path("/run/storage")
@@ -31,7 +36,9 @@ def service_sockets(host: str) -> dict[str, str]:
 
 
 def access(host: str, options: Options) -> dict[str, Any]:
-    """What a host's agent is told of shared storage (testbed.host.shared_storage.SharedStorage)."""
+    """What a host's agent is told of the storage (testbed.host.plain_disk.storage_from_json)."""
+    if options.storage_server == "nbdkit":
+        return {"plain": {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": NBD_PORT}}
     hosts = {key: name for name, key in KEYS.items()}
     lun = {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": LUN_PORT, "name": LUN}
     return service_sockets(host) | {
@@ -44,6 +51,23 @@ def lun_bytes(options: Options) -> int:
     """The LUN has room for the guest's disk and, in a Quick Migration, for its saved RAM."""
     saved = largest_state_bytes(options.ram_bytes) if options.mode == "quick" else 0
     return OVERHEAD_BYTES + options.disk_bytes + saved
+
+
+class PlainServer:
+    """nbdkit with the guest's disk, started; close it to end it. Raises NbdkitError."""
+
+    def __init__(self, options: Options, namespaces: Mapping[str, Namespace]) -> None:
+        FOLDER.mkdir(exist_ok=True)
+        disk = FOLDER / f"{planned.GUEST_DISK}.img"
+        disk.touch()
+        os.truncate(disk, options.disk_bytes)
+        address = planned.STORAGE_ADDRESS[planned.STORAGE]
+        with ExitStack() as stack:
+            stack.enter_context(nbdkit.serving(disk, address, NBD_PORT, namespaces[planned.STORAGE]))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 class Storage:
