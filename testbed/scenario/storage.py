@@ -14,7 +14,8 @@ from typing import Any
 
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
-from testbed.host.saved_state import largest_state_bytes
+from testbed.host.saved_state import largest_state_bytes, remove
+from testbed.host.shared_storage import FILLER
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
 from testbed.storage import nbdkit
@@ -133,6 +134,17 @@ class Storage:
             for host in planned.HOSTS[1:]:
                 with self.client(host) as client:
                     client.mount("shared")
+
+    def make_room(self) -> None:
+        """Delete what a fault has filled the volume with, on a host that has it mounted."""
+        for host in planned.HOSTS:
+            with self.client(host) as client:
+                if client.state()["mode"] is None:
+                    continue
+                for disk in client.disks():
+                    if disk.startswith(FILLER):
+                        remove(client, disk)
+                return
 
     def client(self, host: str) -> VolumeClient:
         """A connection to a host's volume service."""
