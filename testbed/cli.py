@@ -31,6 +31,7 @@ from testbed.commands.ending import (
     tell,
     wrong_request,
 )
+from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
@@ -98,8 +99,19 @@ def migrate(
         str, typer.Option(help="keep: the MAC moves along; per-host: each host has its own.")
     ] = "keep",
     tracker: Annotated[str, typer.Option(help="auto, userfaultfd, soft-dirty or digest.")] = "auto",
+    storage_server: Annotated[
+        str,
+        typer.Option(
+            help="testbed; or nbdkit, which knows no leases: NOBODY IS FENCED then, and a host that has lost "
+            "the guest can still write to its disk."
+        ),
+    ] = "testbed",
     migrations: Annotated[int, typer.Option(help="How many, there and back.")] = 1,
     baseline: Annotated[str, typer.Option(help="Normal service before the first one.")] = "1s",
+    fault: Annotated[
+        str | None,
+        typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
+    ] = None,
     seed: asked.Seed = _DEFAULT.seed,
     name: asked.Name = "migrate",
     json_: Annotated[
@@ -130,6 +142,8 @@ def migrate(
                 "disk": disk,
                 "storage-rate": storage_rate,
                 "durable": durable,
+                "storage-server": storage_server,
+                "fault": fault,
                 "downtime-limit": downtime_limit,
                 "max-rounds": max_rounds,
                 "on-stall": on_stall,
@@ -147,21 +161,25 @@ def migrate(
 
 
 app.command()(compare)
+app.command()(faults)
 
 
 @app.command()
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="switchover, connections, churn, copy, lab, endurance; all if none is named."),
+        typer.Argument(
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
+            "is named."
+        ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, nothing else.")] = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
-    """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes some
-    minutes."""
+    """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
+    hour."""
     from testbed.scenario.bench import BENCHES, Figure, Setting
 
     chosen = names or list(BENCHES)
@@ -170,6 +188,7 @@ def bench(
             raise OptionError(f"bench: {unknown!r} is none of {', '.join(BENCHES)}")
         if not 1 <= migrations <= 10_000:
             raise OptionError(f"--migrations: {migrations} is not between 1 and 10000")
+    chosen = _with_room(chosen, named=bool(names))
 
     def inside(folder: Path) -> int:
         from rich.console import Console
@@ -189,6 +208,22 @@ def bench(
         return PASSED if all(one.holds for one in figures) else CHECK_FAILED
 
     finish(inside_universe(runs, "bench", inside))
+
+
+def _with_room(benches: list[str], *, named: bool) -> list[str]:
+    """Those for which there is memory; one that was asked for by name and has none ends the command."""
+    import psutil
+
+    from testbed.scenario.bench import NEEDS_BYTES
+    from testbed.scenario.units import format_size
+
+    available = psutil.virtual_memory().available
+    for one in (one for one in benches if NEEDS_BYTES.get(one, 0) > available):
+        needs, free = format_size(NEEDS_BYTES[one]), format_size(available)
+        if named:
+            fail(CANNOT, f"bench {one}: needs {needs} of memory, and {free} are free")
+        tell(f"bench {one} is left out: it needs {needs} of memory, and {free} are free")
+    return [one for one in benches if NEEDS_BYTES.get(one, 0) <= available]
 
 
 @app.command()

@@ -75,6 +75,8 @@ def explained(error: Exception, folder: Path) -> int:
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.host.control import CommandFailed, ControlError
+    from testbed.storage.nbdkit import NbdkitError
+    from testbed.storage.volume_client import VolumeLost, VolumeRefused
 
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         tell(f"no room for the run's folder {folder}: {error}")
@@ -83,12 +85,13 @@ def explained(error: Exception, folder: Path) -> int:
         where = f" ({error.filename})" if error.filename else ""
         tell(f"{error.strerror or error}{where}")
         return CANNOT
-    foreseen: tuple[type[Exception], ...] = (TopologyError, NotReady, ProcessDied, SpawnError, ClientFailed)
-    foreseen += (ClientControlError, CommandFailed, ControlError)
+    missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
+    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
+    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost)
     if not isinstance(error, foreseen):
         raise error
     tell(str(error))
-    return CANNOT if isinstance(error, TopologyError) or _is_missing(error) else CHECK_FAILED
+    return CANNOT if isinstance(error, missing) or _is_missing(error) else CHECK_FAILED
 
 
 def _is_missing(error: Exception) -> bool:

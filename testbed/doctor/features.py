@@ -106,6 +106,10 @@ KERNEL = (
 
 TOOLS = (
     Tool("iperf3", "iperf3", "the bench's yardstick for the copy rate"),
+    Tool("nbdkit", "nbdkit", "the bench's yardstick for the storage target"),
+    Tool("nbdcopy", "libnbd-bin", "the bench of the storage target"),
+    Tool("nbdinfo", "libnbd-bin", "tests of the target with a real client"),
+    Tool("qemu-io", "qemu-utils", "tests of the target with another one"),
     Tool("redis-cli", "redis-tools", "tests of kv with the real client"),
     Tool("redis-benchmark", "redis-tools", "tests of kv under the real load"),
     Tool("curl", "curl", "tests of http with a real client"),

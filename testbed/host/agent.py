@@ -43,17 +43,22 @@ from testbed.host.faulty import FaultyHost
 from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
+from testbed.host.plain_disk import storage_from_json
 from testbed.host.recovery import recover, wake
-from testbed.host.shared_storage import SharedStorage
+from testbed.host.saved_state import LunReader, LunWriter
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
-from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
+from testbed.migration.channel import Channel
+from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError, Overtaken
+from testbed.migration.saved_state import RestoringChannel, SavingChannel
 from testbed.migration.source import Plan, Source, TraceLike
 from testbed.migration.strategy import Policy
 from testbed.migration.target import Target
 from testbed.migration.wire import NONCE
 
 CONNECT_DEADLINE_S = 10.0
+SWITCHOVER_DEADLINE_S = 3.0
+"""How long the target may be silent while the guest stands still; a Quick Migration's reads all of RAM."""
 LATE_FRAMES_NS = 1_000_000_000
 """How long after a migration stragglers in the hold are still looked for."""
 
@@ -127,7 +132,9 @@ class Agent:
 
     def _explained(self, error: Exception) -> dict[str, Any]:
         fault = error.fault if isinstance(error, MigrationError) else "local"
-        answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+        answer: dict[str, Any] = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+        if isinstance(error, Overtaken):
+            answer["audited"] = error.audited
         return answer | {"in_doubt": isinstance(error, CommitInDoubt), "counts": self._counts}
 
     def _next_command(self) -> dict[str, Any]:
@@ -195,35 +202,52 @@ class Agent:
             return description
         if storage is None:
             raise LocalError(f"a guest with a disk, and {self._site.name} has no shared storage")
-        with storage.client() as client:
-            lease = client.lease(disk)
-            ours = lease["holder"] == self._site.name
-            epoch = lease["epoch"] if ours else client.claim(disk, lease["epoch"])
-        return replace(description, epoch=epoch)
+        return replace(description, epoch=storage.own(disk, self._site.name))
 
     def _receive(self, message: dict[str, Any]) -> dict[str, Any]:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
+        deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
             listener.settimeout(self._deadline_s)
             self._reception.send({"started": {"listening": True}})
             connection, _ = listener.accept()
-            channel = SpoilableChannel(connection, self._deadline_s)
+            channel = SpoilableChannel(connection, deadline_s)
             trace = self._trace_with(fault, channel, lambda: arriving.hosted)
             gc.disable()
             try:
-                resumed_ns = Target(arriving, channel, secret, os.urandom(NONCE), trace).run()
+                taking = self._restoring(channel)
+                resumed_ns = Target(arriving, taking, secret, os.urandom(NONCE), trace).run()
                 self._guest = arriving.settle()
+                self._keeper.journal.write(Stage.HOSTED, self._guest.epoch)
+            except Exception as error:
+                if not arriving.is_owned:
+                    raise
+                resumed_ns = self._live_on(arriving.settle(), error)
             finally:
                 arriving.urgency.lower()
                 self._counts = arriving.counts
                 channel.close()
                 gc.enable()
+        assert self._guest is not None
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
         first_ns = arriving.first_heard_ns()
         return {"resumed_ns": resumed_ns, "first_heard_ns": first_ns, "counts": self._guest.network.counts}
+
+    def _live_on(self, guest: HostedGuest, error: Exception) -> int:
+        """Something failed after the guest had become this host's: it lives all the same, unless it is dead.
+        Returns when (CLOCK_MONOTONIC). GuestError where it is; nothing of it is left then.
+        """
+        self._trace.event("failed-after-commit", reason=f"{type(error).__name__}: {error}")
+        try:
+            wake(guest, self._keeper)
+        except Exception:
+            self._remove(guest)
+            raise
+        self._guest = guest
+        return time.monotonic_ns()
 
     def _migrate(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._guest is None:
@@ -231,16 +255,16 @@ class Agent:
         address = (message["address"], message["port"])
         plan = _plan(message)
         connection = socket.create_connection(address, CONNECT_DEADLINE_S)
-        channel = SpoilableChannel(connection, self._deadline_s)
+        channel = SpoilableChannel(connection, message.get("deadline_s", self._deadline_s))
         trace = self._trace_with(_fault(message, Side.SOURCE), channel, lambda: self._guest)
         self._reception.send({"started": {}})
         departing = DepartingGuest(self._guest, self._keeper, self._trace)
         gc.collect()
         gc.disable()
         try:
-            outcome = Source(
-                departing, channel, plan, time.monotonic_ns, trace, self._was_cancelled
-            ).run()
+            giving = self._saving(channel, self._guest)
+            clock, cancelled = time.monotonic_ns, self._reception.cancelled
+            outcome = Source(departing, giving, plan, clock, trace, cancelled).run()
         finally:
             if departing.deleted:
                 self._guest = None
@@ -264,16 +288,26 @@ class Agent:
             "counts": departing.counts,
         }
 
+    def _saving(self, channel: Channel, guest: HostedGuest) -> Channel:
+        """The way to the target: over a LUN that moves, if that is how storage is shared here."""
+        storage = self._site.moving_lun
+        if storage is None:
+            return channel
+        return SavingChannel(channel, lambda: LunWriter(guest, storage, self._trace))
+
+    def _restoring(self, channel: Channel) -> Channel:
+        storage = self._site.moving_lun
+        if storage is None:
+            return channel
+        return RestoringChannel(channel, lambda saved: LunReader(saved, storage, self._trace))
+
     def _trace_with(
         self, fault: Fault | None, channel: SpoilableChannel, guest: Callable[[], HostedGuest | None]
     ) -> TraceLike:
         if fault is None:
             return self._trace
-        return FaultyTrace(self._trace, fault, FaultyHost(channel, self._site.namespace, guest))
-
-    def _was_cancelled(self) -> bool:
-        message = self._reception.poll()
-        return message is not None and message.get("do") == "cancel"
+        host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
+        return FaultyTrace(self._trace, fault, host)
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
         if self._guest is None:
@@ -323,7 +357,9 @@ def _plan(message: dict[str, Any]) -> Plan:
         nonce=os.urandom(NONCE),
         policy=Policy(**plan["policy"]),
         precopy=plan["precopy"],
+        whole=plan.get("whole", False),
         rate_limit=plan["rate_limit"],
+        switchover_deadline_s=message.get("deadline_s", 0.0) if plan.get("whole") else SWITCHOVER_DEADLINE_S,
     )
 
 
@@ -337,7 +373,7 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    namespace, storage = Namespace.open(argument["name"]), SharedStorage.from_json(argument["storage"])
+    namespace, storage = Namespace.open(argument["name"]), storage_from_json(argument["storage"])
     site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
     trace = Trace(site.name, Path(argument["recorder"]))
     keeper = Keeper(socket.socket(fileno=line), journal, store)

@@ -69,6 +69,8 @@ class ArrivingGuest:
         if described.ram_bytes != ram_bytes:
             raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
         self._guest = self._put_in_place(described)
+        if (lun := self._guest.site.moving_lun) is not None:
+            lun.let_go()
         self.arbiter = self._guest.arbiter(Lease("source", described.epoch))
         if self.arbiter is not None:
             self._guest.epoch = described.epoch + 1
@@ -94,8 +96,9 @@ class ArrivingGuest:
             self._injector = self._stack.enter_context(Injector())
             for family in (socket.AF_INET, socket.AF_INET6):
                 self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
-        if self.arbiter is not None:
-            # Good for nothing but reading until the claim, in the instant of which it comes to life.
+        if self.guest.description.disk is not None and self.guest.site.moving_lun is None:
+            # With a lease good for nothing but reading until the claim, in the instant of which it comes to
+            # life.
             self._disk = self.guest.open_disk(self.guest.epoch)
         self.guest.network.egress.start()
         gc.collect()
@@ -112,6 +115,8 @@ class ArrivingGuest:
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
             sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
+            if self.guest.description.disk is not None and self._disk is None:
+                self._disk = self.guest.open_disk(self.guest.epoch)
             connection, told = self._disk or (None, None)
             if connection is not None:
                 sockets.append((0, "disk", connection))
@@ -141,6 +146,11 @@ class ArrivingGuest:
             raise ProtocolError("the guest's registers did not come")
         connections = [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
         self.guest.process.finish_attach(connections)
+
+    @property
+    def is_owned(self) -> bool:
+        """The guest is this host's, whatever fails from here on."""
+        return self._keeper.journal.stage is Stage.ARRIVED
 
     def owned(self) -> None:
         self._keeper.journal.write(Stage.ARRIVED)
@@ -189,7 +199,6 @@ class ArrivingGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's
         now."""
         self._close_sockets()
-        self._keeper.journal.write(Stage.HOSTED, self.guest.epoch)
         return self.guest
 
     def give_back(self) -> list[bytes]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import select
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
 
 MAX_LINE = 1 << 20
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 
 
 class ControlError(Exception):
@@ -52,6 +54,10 @@ class Line:
     @property
     def pending(self) -> bool:
         return b"\n" in self._buffer
+
+    def option(self, name: int, size: int) -> bytes:
+        """A socket option of the connection (SOL_SOCKET)."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, name, size)
 
     def send(self, message: dict[str, Any]) -> None:
         try:
@@ -112,12 +118,17 @@ class Line:
 
 
 class Reception:
-    """The agent's end: a listening socket, and the orchestrator that came last, if it is still there."""
+    """The agent's end: a listening socket, and the orchestrator that came last, if it is still there.
+
+    An answer goes to the one who asked: if that one is gone, to nobody.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
         listener.setblocking(False)
         self._listener = listener
         self._line: Line | None = None
+        self._asker: Line | None = None
+        self._waiting: list[dict[str, Any]] = []
 
     def sources(self) -> list[Any]:
         """What to wait on until :meth:`poll` may have something."""
@@ -125,10 +136,26 @@ class Reception:
 
     @property
     def pending(self) -> bool:
-        return self._line is not None and self._line.pending
+        return bool(self._waiting) or (self._line is not None and self._line.pending)
+
+    def cancelled(self) -> bool:
+        """Whether a ``cancel`` has come while a command is being carried out; other requests wait."""
+        message = self._next()
+        if message is None:
+            return False
+        if message.get("do") == "cancel":
+            return True
+        self._waiting.append(message)
+        return False
 
     def poll(self) -> dict[str, Any] | None:
         """The next request if one is there, without waiting. An orchestrator that is gone is forgotten."""
+        message = self._waiting.pop(0) if self._waiting else self._next()
+        if message is not None:
+            self._asker = self._line
+        return message
+
+    def _next(self) -> dict[str, Any] | None:
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
@@ -145,9 +172,17 @@ class Reception:
             self._hang_up()
             return None
 
+    @property
+    def peer_pid(self) -> int | None:
+        """The orchestrator's process; None where there is none."""
+        if self._line is None or self._line is not self._asker:
+            return None
+        pid, _, _ = _CREDENTIALS.unpack(self._line.option(socket.SO_PEERCRED, _CREDENTIALS.size))
+        return int(pid)
+
     def send(self, message: dict[str, Any]) -> bool:
         """Answer; False where nobody is there to hear it any more."""
-        if self._line is None:
+        if self._line is None or self._line is not self._asker:
             return False
         try:
             self._line.send(message)
@@ -157,6 +192,7 @@ class Reception:
         return True
 
     def _hang_up(self) -> None:
+        self._waiting.clear()
         if self._line is not None:
             self._line.close()
             self._line = None

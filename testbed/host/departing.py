@@ -162,8 +162,8 @@ class DepartingGuest:
         steps.append(self._give_back_sockets)
         back = partial(self._plug_again, returned) if self._cut else self._guest.network.return_handshakes
         steps.append(back)
-        if self.arbiter is not None and self.arbiter.epoch is not None:
-            steps.append(partial(self._guest.renew_disk, self.arbiter.epoch))
+        if self.arbiter is not None:
+            steps += self._steps_to_the_disk(self.arbiter.epoch)
         if self._paused:
             steps.append(self._guest.process.unpause)
         steps.append(self._take_counts)
@@ -177,6 +177,14 @@ class DepartingGuest:
         if failures:
             raise failures[0]
         self._trace.event("mark", name="running-again")
+
+    def _steps_to_the_disk(self, claimed: int | None) -> list[Callable[[], object]]:
+        """What gives the guest its disk again, after a LUN has moved or the epoch was `claimed` anew."""
+        lun = self._guest.site.moving_lun
+        steps: list[Callable[[], object]] = [lun.take] if lun is not None and self._paused else []
+        if steps or claimed is not None:
+            steps.append(partial(self._guest.renew_disk, claimed or self._guest.epoch))
+        return steps
 
     def _plug_again(self, returned: Sequence[bytes]) -> None:
         network = self._guest.network

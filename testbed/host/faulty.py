@@ -7,17 +7,23 @@ from collections.abc import Callable
 from netns.namespace import Namespace
 from testbed.faults.injection import SpoilableChannel
 from testbed.host.hosted import HostedGuest
+from testbed.host.shared_storage import SharedStorage
 
 
 class FaultyHost:
     """Implements :class:`testbed.faults.injection.Victim`; `guest` tells the guest that is here just now."""
 
     def __init__(
-        self, channel: SpoilableChannel, namespace: Namespace, guest: Callable[[], HostedGuest | None]
+        self,
+        channel: SpoilableChannel,
+        namespace: Namespace,
+        guest: Callable[[], HostedGuest | None],
+        orchestrator: Callable[[], int | None],
     ) -> None:
         self.channel = channel
         self.namespace = namespace
         self._guest = guest
+        self.orchestrator_pid = orchestrator
 
     def guest_pid(self) -> int | None:
         guest = self._guest()
@@ -30,5 +36,5 @@ class FaultyHost:
 
     def fill_lun(self) -> None:
         guest = self._guest()
-        if guest is not None and guest.site.storage is not None:
+        if guest is not None and isinstance(guest.site.storage, SharedStorage):
             guest.site.storage.fill()

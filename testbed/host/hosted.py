@@ -11,7 +11,8 @@ from testbed.host.description import GuestDescription
 from testbed.host.guest_process import GuestProcess
 from testbed.host.keeper import Keeper, Kept
 from testbed.host.network import GuestNetwork, Site
-from testbed.host.shared_storage import DiskArbiter, SharedStorage
+from testbed.host.plain_disk import Storage
+from testbed.host.shared_storage import DiskArbiter
 from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
 from testbed.migration.errors import LocalError
@@ -119,16 +120,16 @@ class HostedGuest:
 
     def arbiter(self, lease: Lease) -> DiskArbiter | None:
         """Whom to ask whose the guest is, if `lease` is the one that a migration begins with; None without a
-        disk. Close it after the migration. Raises VolumeLost.
+        disk, and where its storage knows no leases. Close it after the migration. LocalError.
         """
         if self.description.disk is None:
             return None
-        return DiskArbiter(self._storage(), self.description.disk, lease, self.site.name)
+        return self.storage.arbiter(self.description.disk, lease, self.site.name)
 
     def open_disk(self, epoch: int) -> tuple[socket.socket, dict[str, int]]:
         """A connection of the disk for that epoch, and what the guest is told of it. LocalError."""
         assert self.description.disk is not None
-        disk, size_bytes = self._storage().open_disk(self.description.disk, epoch)
+        disk, size_bytes = self.storage.open_disk(self.description.disk, epoch)
         return disk, {"bytes": size_bytes}
 
     def renew_disk(self, epoch: int) -> None:
@@ -138,7 +139,9 @@ class HostedGuest:
         with disk:
             self.process.ask({"do": "disk", "disk": told}, fds=[disk.fileno()])
 
-    def _storage(self) -> SharedStorage:
+    @property
+    def storage(self) -> Storage:
+        """What holds the guest's disk. LocalError where this host has no such thing."""
         if self.site.storage is None:
             raise LocalError(f"a guest with a disk, and {self.site.name} has no shared storage")
         return self.site.storage

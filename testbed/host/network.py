@@ -21,6 +21,7 @@ from testbed.handover.neighbours import NeighbourTable
 from testbed.handover.port import GuestPort
 from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_END, HOLD_PORT, GuestNic, GuestWiring
 from testbed.host.description import GuestDescription
+from testbed.host.plain_disk import Storage
 from testbed.host.shared_storage import SharedStorage
 
 
@@ -33,7 +34,12 @@ class Site:
     namespace: Namespace
     bridge: str
     uplink: str
-    storage: SharedStorage | None = None
+    storage: Storage | None = None
+
+    @property
+    def moving_lun(self) -> SharedStorage | None:
+        """The storage, if it is a LUN that is one host's at a time."""
+        return self.storage if isinstance(self.storage, SharedStorage) and self.storage.moves else None
 
 
 def guest_namespace(host: str) -> str:

@@ -68,12 +68,15 @@ class Network(_Model):
 
 class Migration(_Model):
     """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
-    stopped. `reason` says what kept it from completing, or its source from being deleted as a whole."""
+    stopped. `reason` says what kept it from completing, or its source from being deleted as a whole. `owner`
+    is the host on which the guest ran afterwards; `fault` was made on purpose."""
 
     outcome: Outcome
     reason: str | None
     source: str
     target: str
+    owner: str | None
+    fault: str | None
     total_ms: float
     blackout_ms: float | None
     blackout_parts_ms: dict[str, float]
@@ -103,7 +106,9 @@ class Connection(_Model):
 class Clients(_Model):
     """All clients together. `retransmits` is what their kernels sent again (TCP_INFO); `retransmits_needless`
     those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
-    acknowledgements.
+    acknowledgements. Of the ledgers of a durable store: writes `acknowledged`, of them `writes_lost`, values
+    that were never sent (`writes_phantom`), and ledgers that could not be read back in the end
+    (`ledgers_unsettled`).
     """
 
     connections: int
@@ -116,6 +121,10 @@ class Clients(_Model):
     bytes_corrupted: int
     retransmits: int
     retransmits_needless: int
+    acknowledged: int
+    writes_lost: int
+    writes_phantom: int
+    ledgers_unsettled: int
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]

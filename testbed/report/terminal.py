@@ -145,7 +145,7 @@ def _show_counts(console: Console, result: Result) -> None:
     gap = "" if result.network_gap_ms is None else f"silence on the wire {format_ms(result.network_gap_ms)}, "
     relearned = network.switch_relearned_ms
     learned = "" if relearned is None else f"; the switch relearned after {format_ms(relearned)}"
-    lines = (
+    lines = [
         f"connections broken {clients.broken}, resets {clients.resets}, "
         f"failed connects {clients.failed_connects}",
         f"bytes lost {clients.bytes_lost}, duplicated {clients.bytes_duplicated}, "
@@ -154,7 +154,13 @@ def _show_counts(console: Console, result: Result) -> None:
         f"dropped {network.frames_dropped}",
         f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
         f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire",
-    )
+    ]
+    if any(one.probe == "ledger" for one in clients.each):
+        lines.insert(
+            2,
+            f"writes acknowledged {clients.acknowledged}, lost {clients.writes_lost}, "
+            f"never sent but there {clients.writes_phantom}",
+        )
     console.print()
     for line in lines:
         console.print(Text(f"  {line}"))

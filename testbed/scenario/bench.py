@@ -11,22 +11,40 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed.measure.result import Result
+from testbed.measure.result import Migration, Result
 from testbed.scenario import plan as planned
 from testbed.scenario.lab import Lab
 from testbed.scenario.options import Options
 from testbed.scenario.run import Witness, run
+from testbed.storage import bench as storage_bench
 
 SWITCHOVER = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)
 CONNECTIONS = Options(clients=5, connections=500, interval_ns=100_000_000, stream_rate_per_s=0, churn_per_s=0)
 CHURN = Options(clients=4, connections=4, stream_rate_per_s=0, churn_per_s=200)
 COPY = Options(ram_bytes=1 << 30, fill=0.9, connections=0, clients=1, stream_rate_per_s=10, churn_per_s=0)
+QUICK = Options(
+    mode="quick",
+    ram_bytes=2 << 30,
+    fill=0.9,
+    disk_bytes=16 << 20,
+    storage_rate_bits_per_s=10**9,
+    stream_rate_per_s=0,
+    churn_per_s=0,
+)
+DURABLE = Options(program="kv-durable", disk_bytes=64 << 20)
+ENDURANCE_MIGRATIONS, DURABLE_MIGRATIONS = 100, 200
+QUICK_MIGRATIONS, LIVE_BESIDE_QUICK = 2, 5
+LUN_PARTS = ("memory to the LUN", "flush", "dismount", "mount", "memory from the LUN")
+NEEDS_BYTES = {"copy": 2 * COPY.ram_bytes, "quick": 3 * QUICK.ram_bytes}
+"""Memory that a bench takes: the guest's RAM on two hosts, and once more where it is saved on the LUN."""
+STORAGE_BYTES = 256 << 20
 IPERF_S = 2
 COPY_DEADLINE_S = 120
 START_PROGRAM_DEADLINE_S = 30
@@ -66,8 +84,16 @@ class Setting:
 Bench = Callable[[Setting], Iterator[Figure]]
 
 
-def _median(bench: str, name: str, values: Sequence[float], unit: str, limit: float | None = None) -> Figure:
-    return Figure(bench, name, statistics.median(values), unit, min(values), max(values), limit)
+def _median(
+    bench: str,
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    limit: float | None = None,
+    *,
+    at_most: bool = True,
+) -> Figure:
+    return Figure(bench, name, statistics.median(values), unit, min(values), max(values), limit, at_most)
 
 
 def _count(bench: str, name: str, value: int, limit: int | None = 0) -> Figure:
@@ -94,26 +120,27 @@ def _damage(bench: str, result: Result) -> Iterator[Figure]:
 def switchover(setting: Setting) -> Iterator[Figure]:
     """256 MiB, 8 connections asking every millisecond, 2,000 pages/s dirtied."""
     result = _run(setting, _with(SWITCHOVER, setting), "switchover")
-    done = [one for one in result.migrations if one.outcome == "completed"]
-    yield _median("switchover", "blackout", [one.blackout_ms or 0 for one in done], "ms", 5)
+    done = _completed(result)
+    yield _median("switchover", "blackout", _blackouts_ms(result), "ms", 5)
     yield _median("switchover", "longest client gap", [one.gap_ms.max or 0 for one in done], "ms", 10)
-    for part in done[0].blackout_parts_ms:
-        yield _median(
-            "switchover", f"  of it {part}", [one.blackout_parts_ms.get(part, 0) for one in done], "ms"
-        )
+    yield from _parts("switchover", done)
     heard = [one.network_gap_ms for one in done if one.network_gap_ms is not None]
     yield _median("switchover", "silence on the wire", heard, "ms")
     yield _count("switchover", "retransmits", result.clients.retransmits)
     yield from _damage("switchover", result)
 
 
+def _parts(bench: str, done: Sequence[Migration]) -> Iterator[Figure]:
+    """Where the blackout went."""
+    for part in done[0].blackout_parts_ms:
+        yield _median(bench, f"  of it {part}", [one.blackout_parts_ms.get(part, 0) for one in done], "ms")
+
+
 def connections(setting: Setting) -> Iterator[Figure]:
     """500 connections."""
     result = _run(setting, _with(CONNECTIONS, setting), "connections")
-    done = [one for one in result.migrations if one.outcome == "completed"]
-    yield _median(
-        "connections", "blackout, 500 connections", [one.blackout_ms or 0 for one in done], "ms", 50
-    )
+    done = _completed(result)
+    yield _median("connections", "blackout, 500 connections", _blackouts_ms(result), "ms", 50)
     yield _median("connections", "longest client gap", [one.gap_ms.max or 0 for one in done], "ms")
     yield _count("connections", "retransmits", result.clients.retransmits, None)
     yield from _damage("connections", result)
@@ -122,8 +149,7 @@ def connections(setting: Setting) -> Iterator[Figure]:
 def churn(setting: Setting) -> Iterator[Figure]:
     """200 connections a second opened and closed through every migration."""
     result = _run(setting, _with(CHURN, setting), "churn")
-    done = [one for one in result.migrations if one.outcome == "completed"]
-    yield _median("churn", "blackout, 200 new connections/s", [one.blackout_ms or 0 for one in done], "ms")
+    yield _median("churn", "blackout, 200 new connections/s", _blackouts_ms(result), "ms")
     yield _count("churn", "failed connects", result.clients.failed_connects)
     yield _count("churn", "resets", result.clients.resets)
     yield from _damage("churn", result)
@@ -149,9 +175,7 @@ def copy(setting: Setting) -> Iterator[Figure]:
     if theirs:
         yield _median("copy", "iperf3, same wire", theirs, "Mbit/s")
         ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
-        yield Figure(
-            "copy", "ratio to iperf3", statistics.median(ratios), "", min(ratios), max(ratios), 0.7, False
-        )
+        yield _median("copy", "ratio to iperf3", ratios, "", 0.7, at_most=False)
 
 
 def _iperf3_mbit(lab: Lab) -> float:
@@ -208,11 +232,10 @@ def _command(found: str | None) -> list[str]:
 
 def endurance(setting: Setting) -> Iterator[Figure]:
     """100 migrations there and back under load: nothing breaks, nothing grows."""
-    options = _with(SWITCHOVER, Setting(setting.folder, setting.witness, max(100, setting.migrations)))
+    options = replace(SWITCHOVER, migrations=max(ENDURANCE_MIGRATIONS, setting.migrations))
     result = _run(setting, options, "endurance")
     yield from _damage("endurance", result)
-    done = [one.blackout_ms or 0 for one in result.migrations if one.outcome == "completed"]
-    yield _median("endurance", "blackout", done, "ms")
+    yield _median("endurance", "blackout", _blackouts_ms(result), "ms")
     before, after = result.environment["usage_before"], result.environment["usage_after"]
     for host in planned.HOSTS:
         grown = after[host]["descriptors"] - before[host]["descriptors"]
@@ -221,6 +244,72 @@ def endurance(setting: Setting) -> Iterator[Figure]:
         yield Figure(
             "endurance", f"{host}: memory gained", round(grown_mib, 2), "MiB", grown_mib, grown_mib, 8
         )
+
+
+def storage(setting: Setting) -> Iterator[Figure]:
+    """nbdcopy to the storage target and back, beside nbdkit on the same wire; and the claim of a disk."""
+    with (
+        tempfile.TemporaryDirectory(dir=setting.folder) as name,
+        storage_bench.standing(Path(name), STORAGE_BYTES) as host,
+    ):
+        if shutil.which("nbdcopy"):
+            yield from _copies(storage_bench.copies(Path(name), host, STORAGE_BYTES))
+        yield _median("storage", "claim of a disk", [us / 1e3 for us in storage_bench.claims(host)], "ms")
+
+
+def _copies(rates: storage_bench.Rates) -> Iterator[Figure]:
+    to, back = rates.ratios()
+    rows = (
+        ("nbdcopy to the target", rates.to_target, "nbdcopy to nbdkit", rates.to_nbdkit, to),
+        ("nbdcopy from the target", rates.from_target, "nbdcopy from nbdkit", rates.from_nbdkit, back),
+    )
+    for our_name, ours, their_name, theirs, ratios in rows:
+        yield _median("storage", our_name, ours, "MiB/s")
+        if theirs:
+            yield _median("storage", their_name, theirs, "MiB/s")
+            yield _median("storage", "  ratio to nbdkit", ratios, "", 0.5, at_most=False)
+
+
+def durable(setting: Setting) -> Iterator[Figure]:
+    """200 migrations there and back of a store on a disk: what it acknowledged is there, all of it."""
+    options = replace(DURABLE, migrations=max(DURABLE_MIGRATIONS, setting.migrations))
+    result = _run(setting, options, "durable")
+    yield from _damage("durable", result)
+    acknowledged = result.clients.acknowledged
+    yield Figure("durable", "writes acknowledged", acknowledged, "", acknowledged, acknowledged, 1, False)
+    yield _count("durable", "acknowledged writes lost", result.clients.writes_lost)
+    yield _count("durable", "values that nobody wrote", result.clients.writes_phantom)
+    yield _count("durable", "ledgers not read back", result.clients.ledgers_unsettled)
+    yield _median("durable", "blackout", _blackouts_ms(result), "ms")
+
+
+def quick(setting: Setting) -> Iterator[Figure]:
+    """Quick Migration of 2 GiB over storage of 1 Gbit/s, and live migration of the same guest."""
+    by_lun = _run(setting, replace(QUICK, migrations=QUICK_MIGRATIONS), "quick")
+    live = _run(setting, replace(QUICK, mode="live", migrations=LIVE_BESIDE_QUICK), "quick-live")
+    yield from _damage("quick", by_lun)
+    done = _completed(by_lun)
+    yield _median("quick", "blackout", [ms / 1e3 for ms in _blackouts_ms(by_lun)], "s", 40)
+    yield _median("quick", "  no less", [ms / 1e3 for ms in _blackouts_ms(by_lun)], "s", 30, at_most=False)
+    yield from _parts("quick", done)
+    shares = [
+        sum(one.blackout_parts_ms[part] for part in LUN_PARTS) / one.blackout_ms
+        for one in done
+        if one.blackout_ms
+    ]
+    yield _median("quick", "share of the LUN's way", shares, "", 0.9, at_most=False)
+    yield _median("quick", "live's blackout", _blackouts_ms(live), "ms")
+    live_ms = statistics.median(_blackouts_ms(live))
+    ratios = [quick_ms / live_ms for quick_ms in _blackouts_ms(by_lun)]
+    yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
+
+
+def _completed(result: Result) -> list[Migration]:
+    return [one for one in result.migrations if one.outcome == "completed"]
+
+
+def _blackouts_ms(result: Result) -> list[float]:
+    return [one.blackout_ms or 0 for one in _completed(result)]
 
 
 def _with(options: Options, setting: Setting) -> Options:
@@ -234,4 +323,7 @@ BENCHES: dict[str, Bench] = {
     "copy": copy,
     "lab": lab,
     "endurance": endurance,
+    "storage": storage,
+    "durable": durable,
+    "quick": quick,
 }

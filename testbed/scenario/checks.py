@@ -16,7 +16,7 @@ def judge(
     left_behind = [one.reason for one in migrations if one.outcome == "completed" and one.reason]
     dropped = sum(one.network.frames_dropped for one in migrations)
     count = len(migrations)
-    return [
+    checks = [
         _check("migrated", completed == count, f"{completed} of {count} migrations completed"),
         _check("verified", verified == completed, f"RAM proved equal in {verified} of {completed}"),
         _check("deleted", not left_behind, left_behind[0] if left_behind else "nothing left at the source"),
@@ -27,6 +27,20 @@ def judge(
         _check("no held frame dropped", not (hold and dropped), _dropped(dropped, hold)),
         _check("no fault in the guest", not faults, faults[0] if faults else "no handler raised"),
     ]
+    if any(one.probe == "ledger" for one in clients.each):
+        checks.append(_ledgers(clients))
+    return checks
+
+
+def _ledgers(clients: Clients) -> Check:
+    """Whether a durable store keeps to its word. What could not be read back counts as broken."""
+    kept = clients.writes_lost == clients.writes_phantom == clients.ledgers_unsettled == 0
+    detail = (
+        f"of {clients.acknowledged} acknowledged {clients.writes_lost} are lost; "
+        f"{clients.writes_phantom} values that nobody wrote; "
+        f"{clients.ledgers_unsettled} ledgers that could not be read back"
+    )
+    return _check("no acknowledged write lost", kept, detail)
 
 
 def _damaged(clients: Clients) -> int:

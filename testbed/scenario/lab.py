@@ -31,11 +31,13 @@ from testbed.host.network import guest_namespace
 from testbed.measure.trace import Recorder
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
-from testbed.scenario.storage import Storage, service_sockets
+from testbed.scenario.storage import PlainServer, Storage, access
 from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
+SLOWEST_STORAGE_BITS_PER_S = 500_000_000
+"""Of a link that is not limited: what this machine gives when it is busy."""
 BOOT_DEADLINE_S = 120.0
 PRELOAD = (
     "numpy",
@@ -98,16 +100,22 @@ class Lab:
             for host in planned.HOSTS:
                 wire_hold(self.topology.namespace(host), planned.BRIDGE)
             stack.callback(_remove_guest_namespaces)
-            self.storage: Storage | None = None
+            self.storage: Storage | PlainServer | None = None
             if options.has_storage:
-                step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
-                nodes = (*planned.HOSTS, planned.STORAGE)
-                namespaces = {node: self.topology.namespace(node) for node in nodes}
-                self.storage = Storage(options, namespaces, folder, RECORDER)
+                self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
             self._start_agents(stack)
             self._observe(stack)
             self._stack = stack.pop_all()
+
+    def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
+        nodes = (*planned.HOSTS, planned.STORAGE)
+        namespaces = {node: self.topology.namespace(node) for node in nodes}
+        if self.options.storage_server == "nbdkit":
+            step("storage: a disk that nbdkit serves; nobody is fenced")
+            return PlainServer(self.options, namespaces)
+        step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
+        return Storage(self.options, namespaces, self.folder, RECORDER)
 
     def _start_agents(self, stack: ExitStack) -> None:
         for host in planned.HOSTS:
@@ -117,7 +125,7 @@ class Lab:
                 "uplink": planned.UPLINK,
                 "recorder": str(RECORDER),
                 "deadline_s": self._peer_deadline_s,
-                "storage": service_sockets(host) if self.storage is not None else None,
+                "storage": access(host, self.options) if self.storage is not None else None,
             }
             log = self.folder / f"{host}.log"
             self.agents[host] = Supervisor(host, self.topology.namespace(host), argument, log)
@@ -187,18 +195,9 @@ class Lab:
         `owner` is the guest's host afterwards. Raises ControlError when an agent is gone or silent.
         """
         source, target = self.owner, self.other(self.owner)
-        secret = secrets.token_hex(32)
-        order = {"fault": None if fault is None else str(fault)}
-        receiving = order | {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
-        sending = order | {
-            "do": "migrate",
-            "secret": secret,
-            "address": planned.MIGRATION_ADDRESS[target],
-            "port": planned.MIGRATION_PORT,
-            "plan": self._plan(),
-        }
+        receiving, sending = self._orders(target, import_path, fault)
         lines = {host: self.agents[host].line for host in (source, target)}
-        lines[target].ask(receiving | {"import_path": list(import_path)}, READY_DEADLINE_S)
+        lines[target].ask(receiving, READY_DEADLINE_S)
         lines[source].ask(sending, READY_DEADLINE_S)
         answers: dict[str, dict[str, Any]] = {}
         end = time.monotonic() + deadline_s
@@ -216,6 +215,46 @@ class Lab:
         else:
             self.owner = target
         return answers[source], answers[target]
+
+    def migrate_by_another(
+        self,
+        on_event: Callable[[dict[str, Any]], None],
+        deadline_s: float,
+        import_path: Sequence[str],
+        fault: Fault | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As :meth:`migrate`, by an orchestrator of its own that may die: the agents are asked afterwards."""
+        source, target = self.owner, self.other(self.owner)
+        receiving, sending = self._orders(target, import_path, fault)
+        argument = {
+            "target": {"socket": str(self.agents[target].socket), "order": receiving},
+            "source": {"socket": str(self.agents[source].socket), "order": sending},
+            "deadline_s": deadline_s,
+        }
+        entry = "testbed.scenario.conductor:main"
+        with spawn(entry, argument, namespace=None, name="orchestrator") as conductor:
+            end = time.monotonic() + deadline_s
+            while conductor.wait(0) is None and time.monotonic() < end:
+                self._wait((), end - time.monotonic(), on_event, also=[conductor.pidfd])
+        for agent in self.agents.values():
+            agent.reconnect()
+        found = self.settle(deadline_s)
+        answers = [dict(found[host]["last"]) for host in (source, target)]
+        return answers[0].get("ok", answers[0]), answers[1].get("ok", answers[1])
+
+    def _orders(
+        self, target: str, import_path: Sequence[str], fault: Fault | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the target and the source are told."""
+        common = {
+            "secret": secrets.token_hex(32),
+            "port": planned.MIGRATION_PORT,
+            "fault": None if fault is None else str(fault),
+            "deadline_s": self._deadline_s(),
+        }
+        receiving = {"do": "receive", "import_path": list(import_path)}
+        sending = {"do": "migrate", "address": planned.MIGRATION_ADDRESS[target], "plan": self._plan()}
+        return common | receiving, common | sending
 
     def settle(self, deadline_s: float) -> dict[str, dict[str, Any]]:
         """After a migration that failed: mend the wires, start an agent where one died, and learn who has
@@ -240,6 +279,15 @@ class Lab:
     def _statuses(self, deadline_s: float) -> dict[str, dict[str, Any]]:
         return {host: agent.ask_status(deadline_s) for host, agent in self.agents.items()}
 
+    def _deadline_s(self) -> float:
+        """How long one side may be silent towards the other: in a Quick Migration, while RAM goes to the LUN
+        or comes from it.
+        """
+        if self.options.mode != "quick":
+            return self._peer_deadline_s
+        rate = self.options.storage_rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
+        return self._peer_deadline_s + 2 * self.options.ram_bytes * 8 / rate
+
     def _plan(self) -> dict[str, Any]:
         policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s
         return {
@@ -249,18 +297,24 @@ class Lab:
                 "on_stall": policy.on_stall,
             },
             "precopy": self.options.mode == "live",
+            "whole": self.options.mode == "quick",
             "rate_limit": None if rate is None else rate // 8,
         }
 
     def _wait(
-        self, lines: Sequence[Line], timeout_s: float, on_event: Callable[[dict[str, Any]], None]
+        self,
+        lines: Sequence[Line],
+        timeout_s: float,
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        also: Sequence[int] = (),
     ) -> None:
         """Wait until one of `lines` has something, taking in events and what the switch and the clients
         learn."""
         if any(line.pending for line in lines):
             timeout_s = 0
         agents = self.agents.values()
-        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines]
+        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines, *also]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
@@ -307,6 +361,19 @@ class Lab:
                         110, f"nothing listens on port {port} of {node} after {deadline_s:g} s"
                     )
                 select.select([], [], [], 0.01)
+
+    def restart(self, import_path: Sequence[str]) -> None:
+        """The guest runs nowhere: what is left of it is removed, and it is booted anew, from its disk if it
+        has one, on its last host. Raises CommandFailed.
+        """
+        for host, agent in self.agents.items():
+            if agent.ask_status(READY_DEADLINE_S)["guest"] is not None:
+                self.agents[host].line.ask({"do": "release"}, READY_DEADLINE_S)
+        self.boot(import_path)
+
+    def report_clients(self) -> dict[str, dict[str, Any]]:
+        """Every client's summary so far; the probes go on."""
+        return {name: client.report(forget=True) for name, client in self.clients.items()}
 
     def stop_clients(self, windows: Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:
         """End every client's probes; returns their summaries, parted by the migrations' windows."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from testbed.faults.kinds import Fault, FaultError
 from testbed.migration.strategy import Policy
 from testbed.scenario.units import format_ms, format_rate
 
@@ -18,6 +19,7 @@ MacPolicy = Literal["keep", "per-host"]
 OnStall = Literal["switch", "give-up"]
 Family = Literal["both", "ipv4", "ipv6"]
 Pattern = Literal["uniform", "hot-cold", "sequential"]
+StorageServer = Literal["testbed", "nbdkit"]
 Tracker = Literal["auto", "userfaultfd", "soft-dirty", "digest"]
 
 PAGE = 4096
@@ -53,6 +55,7 @@ class Options:
     max_bandwidth_bits_per_s: int | None = None
     disk_bytes: int = 0
     storage_rate_bits_per_s: int | None = None
+    storage_server: StorageServer = "testbed"
     downtime_limit_ns: int = 300_000_000
     max_rounds: int = 30
     on_stall: OnStall = "switch"
@@ -63,6 +66,7 @@ class Options:
     migrations: int = 1
     baseline_ns: int = 1_000_000_000
     seed: int = 1
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--mode", self.mode, Mode)
@@ -72,6 +76,7 @@ class Options:
         _choice("--announce", self.announce, Announce)
         _choice("--mac", self.mac, MacPolicy)
         _choice("--tracker", self.tracker, Tracker)
+        _choice("--storage-server", self.storage_server, StorageServer)
         if self.ram_bytes % PAGE:
             raise OptionError(f"--ram: {self.ram_bytes} bytes are not whole pages of {PAGE} bytes")
         if self.ram_bytes < MIN_RAM_BYTES:
@@ -101,6 +106,17 @@ class Options:
         _rate("--max-bandwidth", self.max_bandwidth_bits_per_s)
         _rate("--storage-rate", self.storage_rate_bits_per_s)
         self._check_disk()
+        self._check_fault()
+
+    def _check_fault(self) -> None:
+        if self.fault is None:
+            return
+        try:
+            fault = Fault.parse(self.fault)
+        except FaultError as error:
+            raise OptionError(f"--fault: {error}") from error
+        if fault.kind.needs_storage and not self.has_storage:
+            raise OptionError(f"--fault: {self.fault} needs shared storage: give the guest a --disk")
 
     def _check_disk(self) -> None:
         if self.disk_bytes % SECTOR:
@@ -112,10 +128,14 @@ class Options:
             raise OptionError("--disk: a Quick Migration moves a LUN, so the guest needs a disk on it")
         if self.storage_rate_bits_per_s is not None and not self.has_storage:
             raise OptionError("--storage-rate: there is no storage without --disk or --mode quick")
+        if self.storage_server != "testbed" and not self.has_storage:
+            raise OptionError("--storage-server: there is no storage without --disk")
+        if self.storage_server == "nbdkit" and self.mode == "quick":
+            raise OptionError("--storage-server: nbdkit has no LUN that moves; --mode quick needs testbed")
 
     @property
     def has_storage(self) -> bool:
-        """Whether the hosts share storage, and ownership is decided there."""
+        """Whether the hosts share storage, and (unless nbdkit serves it) ownership is decided there."""
         return self.disk_bytes > 0
 
     @property

@@ -27,11 +27,25 @@ PARTS = {
 """The marks that part the blackout, in their order, and what the time up to each of them was spent on."""
 
 
+QUICK_PARTS = {
+    "cut": "cut off",
+    "pages-sent": "memory to the LUN",
+    "devices-sent": "freeze",
+    "state-saved": "flush",
+    "dismounted": "dismount",
+    "mounted": "mount",
+    "pages-received": "memory from the LUN",
+    **{mark: part for mark, part in PARTS.items() if mark not in ("cut", "pages-sent", "devices-sent")},
+}
+"""The same of a Quick Migration."""
+
+
 @dataclass(frozen=True)
 class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
     ns), what both agents answered, and the events in between. `sightings` and `relearned_ns` are what clients
-    and switch saw. `guest_runs` says whether it did so afterwards, on either host.
+    and switch saw. `owner` is the host on which the guest ran afterwards, None where it did not. `fault` was
+    made on purpose.
     """
 
     source: str
@@ -43,7 +57,8 @@ class Told:
     events: Sequence[Event]
     sightings: int
     relearned_ns: int | None
-    guest_runs: bool = True
+    owner: str | None = None
+    fault: str | None = None
 
 
 def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
@@ -67,6 +82,8 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
         reason=_reason(told),
         source=told.source,
         target=told.target,
+        owner=told.owner,
+        fault=told.fault,
         total_ms=_ms(told.ended_ns - told.ordered_ns),
         blackout_ms=None if blackout_ns is None else _ms(blackout_ns),
         blackout_parts_ms=blackout_parts(marks) if outcome == "completed" else {},
@@ -86,13 +103,10 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
 
 
 def _outcome(told: Told) -> model.Outcome:
-    if not told.guest_runs:
+    """Where the guest runs afterwards says it, whatever either side could tell of it."""
+    if told.owner is None:
         return "failed"
-    if "error" not in told.source_answer and "error" not in told.target_answer:
-        return "completed"
-    if any(event["event"] == "rolled-back" for event in told.events):
-        return "rolled-back"
-    return "failed"
+    return "completed" if told.owner == told.target else "rolled-back"
 
 
 def _reason(told: Told) -> str | None:
@@ -100,7 +114,7 @@ def _reason(told: Told) -> str | None:
     reasons = [f"{host}: {one['error']}" for host, one in answers.items() if "error" in one]
     if left_behind := told.source_answer.get("left_behind"):
         reasons.append(f"{told.source}: its copy is not wholly removed: {left_behind}")
-    if not told.guest_runs:
+    if told.owner is None:
         reasons.append("the guest does not run any more")
     return "; ".join(reasons) or None
 
@@ -112,10 +126,11 @@ def blackout_parts(marks: Mapping[str, int]) -> dict[str, float]:
     A mark that came before the one in front of it (both hosts work at once) leaves a part of zero.
     """
     cuts: list[tuple[str, int]] = [("paused", marks["paused"])]
-    for mark in PARTS:
+    parts = QUICK_PARTS if "state-saved" in marks else PARTS
+    for mark in parts:
         if mark in marks:
             cuts.append((mark, max(marks[mark], cuts[-1][1])))
-    return {PARTS[name]: _ms(end - begin) for (_, begin), (name, end) in pairwise(cuts)}
+    return {parts[name]: _ms(end - begin) for (_, begin), (name, end) in pairwise(cuts)}
 
 
 def _round(event: Event) -> model.Round:
@@ -182,6 +197,10 @@ def clients(summaries: Mapping[str, Mapping[str, Any]]) -> model.Clients:
         bytes_corrupted=total("bytes_corrupted"),
         retransmits=total("retransmits"),
         retransmits_needless=total("retransmits_needless"),
+        acknowledged=total("acknowledged"),
+        writes_lost=total("writes_lost"),
+        writes_phantom=total("writes_phantom"),
+        ledgers_unsettled=total("unsettled"),
         gap_ms=gap(row.longest_wait_ms for row in each),
         baseline_gap_ms=gap(row.baseline_wait_ms for row in each),
         each=each,

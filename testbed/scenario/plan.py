@@ -129,6 +129,9 @@ def probes(options: Options) -> dict[str, list[dict[str, Any]]]:
 def _main_probe(options: Options, connections: int) -> dict[str, Any]:
     if options.program == "ramp":
         return {"kind": "ramp", "connections": connections}
+    if options.program == "kv-durable":
+        interval_us = options.interval_ns // 1000
+        return {"kind": "ledger", "connections": connections, "interval_us": interval_us}
     program = options.program if options.program in PORTS else "echo"
     probe = {"kind": "closed-loop", "program": program, "connections": connections}
     return probe | {"interval_us": options.interval_ns // 1000}

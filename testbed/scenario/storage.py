@@ -1,7 +1,12 @@
-"""The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted."""
+"""The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted.
+
+Or, if that is asked for, nbdkit with the guest's disk and nothing else.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,8 +14,10 @@ from typing import Any
 
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
+from testbed.host.saved_state import largest_state_bytes
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
+from testbed.storage import nbdkit
 from testbed.storage.volume_client import VolumeClient
 
 FOLDER = Path("/run/storage")
@@ -18,7 +25,6 @@ READY_DEADLINE_S = 30.0
 ANSWER_DEADLINE_S = 30.0
 NBD_PORT, LUN_PORT, RELAY_PORT = 10809, 3260, 10900
 LUN = "csv"
-SAVED_STATE = "vm1.saved"
 OVERHEAD_BYTES = 32 << 20
 """Of a volume, for its own tables and whole extents."""
 KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
@@ -29,10 +35,39 @@ def service_sockets(host: str) -> dict[str, str]:
     return {"control": str(FOLDER / f"{host}.control"), "nbd": str(FOLDER / f"{host}.nbd")}
 
 
+def access(host: str, options: Options) -> dict[str, Any]:
+    """What a host's agent is told of the storage (testbed.host.plain_disk.storage_from_json)."""
+    if options.storage_server == "nbdkit":
+        return {"plain": {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": NBD_PORT}}
+    hosts = {key: name for name, key in KEYS.items()}
+    lun = {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": LUN_PORT, "name": LUN}
+    return service_sockets(host) | {
+        "lun": lun | {"key": KEYS[host], "hosts": hosts},
+        "moves": options.mode == "quick",
+    }
+
+
 def lun_bytes(options: Options) -> int:
     """The LUN has room for the guest's disk and, in a Quick Migration, for its saved RAM."""
-    saved = options.ram_bytes + options.ram_bytes // 32 if options.mode == "quick" else 0
+    saved = largest_state_bytes(options.ram_bytes) if options.mode == "quick" else 0
     return OVERHEAD_BYTES + options.disk_bytes + saved
+
+
+class PlainServer:
+    """nbdkit with the guest's disk, started; close it to end it. Raises NbdkitError."""
+
+    def __init__(self, options: Options, namespaces: Mapping[str, Namespace]) -> None:
+        FOLDER.mkdir(exist_ok=True)
+        disk = FOLDER / f"{planned.GUEST_DISK}.img"
+        disk.touch()
+        os.truncate(disk, options.disk_bytes)
+        address = planned.STORAGE_ADDRESS[planned.STORAGE]
+        with ExitStack() as stack:
+            stack.enter_context(nbdkit.serving(disk, address, NBD_PORT, namespaces[planned.STORAGE]))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 class Storage:
@@ -45,6 +80,7 @@ class Storage:
         self._recorder = recorder
         self.processes: dict[str, Process] = {}
         with ExitStack() as stack:
+            stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
             self.start_target(stack)
             for host in planned.HOSTS:
                 entry = "testbed.storage.service:main"

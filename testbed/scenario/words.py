@@ -66,6 +66,8 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {
     "migrations": ("migrations", _whole),
     "baseline": ("baseline_ns", parse_duration),
     "seed": ("seed", _whole),
+    "fault": ("fault", str),
+    "storage-server": ("storage_server", str),
 }
 """The field of :class:`Options` that a word fills, and how its text is read (ValueError)."""
 

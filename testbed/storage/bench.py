@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ _NETWORK = Spec(
 
 @dataclass(frozen=True)
 class Rates:
-    """MiB/s of each copy, to and from the target and nbdkit."""
+    """MiB/s of each copy, to and from the target and nbdkit; of nbdkit there are none where it is not
+    installed."""
 
     to_target: list[float]
     to_nbdkit: list[float]
@@ -55,8 +57,8 @@ class Rates:
 
     def ratios(self) -> tuple[list[float], list[float]]:
         """The target's rate over nbdkit's, of each pair of copies: to, and from."""
-        to = [our / their for our, their in zip(self.to_target, self.to_nbdkit, strict=True)]
-        back = [our / their for our, their in zip(self.from_target, self.from_nbdkit, strict=True)]
+        to = [our / their for our, their in zip(self.to_target, self.to_nbdkit, strict=False)]
+        back = [our / their for our, their in zip(self.from_target, self.from_nbdkit, strict=False)]
         return to, back
 
 
@@ -76,21 +78,25 @@ def standing(folder: Path, size_bytes: int) -> Iterator[Namespace]:
 
 def copies(folder: Path, host: Namespace, size_bytes: int, repeats: int = COPIES) -> Rates:
     """Copy a file of noise to the target's LUN and back, `repeats` times, in turn with nbdkit on the same
-    file.
+    file if it is installed.
 
     NbdkitError, or FileNotFoundError where there is no nbdcopy.
     """
     noise = folder / "noise"
     _fill(noise, size_bytes)
     rates = Rates([], [], [], [])
-    storage = Namespace.open("storage")
-    with storage, nbdkit.serving(folder / f"{LUN}{DISK_SUFFIX}", ADDRESS, NBDKIT_PORT, storage):
-        ours, theirs = (f"nbd://{ADDRESS}:{port}/{LUN}" for port in (NBD_PORT, NBDKIT_PORT))
+    servers = [(NBD_PORT, rates.to_target, rates.from_target)]
+    with ExitStack() as stack:
+        if shutil.which("nbdkit"):
+            storage = stack.enter_context(Namespace.open("storage"))
+            disk = folder / f"{LUN}{DISK_SUFFIX}"
+            stack.enter_context(nbdkit.serving(disk, ADDRESS, NBDKIT_PORT, storage))
+            servers.append((NBDKIT_PORT, rates.to_nbdkit, rates.from_nbdkit))
         for _ in range(repeats):
-            rates.to_target.append(_copy(host, str(noise), ours, size_bytes))
-            rates.to_nbdkit.append(_copy(host, str(noise), theirs, size_bytes))
-            rates.from_target.append(_copy(host, ours, "null:", size_bytes))
-            rates.from_nbdkit.append(_copy(host, theirs, "null:", size_bytes))
+            for port, to, back in servers:
+                export = f"nbd://{ADDRESS}:{port}/{LUN}"
+                to.append(_copy(host, str(noise), export, size_bytes))
+                back.append(_copy(host, export, "null:", size_bytes))
     return rates
 
 
@@ -124,19 +130,20 @@ def _copy(host: Namespace, source: str, target: str, size_bytes: int) -> float:
 def _bench(size_bytes: int) -> int:
     with tempfile.TemporaryDirectory() as name, standing(Path(name), size_bytes) as host:
         rates = copies(Path(name), host, size_bytes)
+        to, back = rates.ratios()
         _row("to the target", rates.to_target, "MiB/s")
         _row("to nbdkit", rates.to_nbdkit, "MiB/s")
+        _row("ratio, to", to, "")
         _row("from the target", rates.from_target, "MiB/s")
         _row("from nbdkit", rates.from_nbdkit, "MiB/s")
-        to, back = rates.ratios()
-        _row("ratio, to", to, "")
         _row("ratio, from", back, "")
         _row("claim", claims(host), "us")
     return 0
 
 
 def _row(name: str, values: list[float], unit: str) -> None:
-    print(f"{name:20} {statistics.median(values):9.2f} {unit:6} ({min(values):.2f} to {max(values):.2f})")
+    if values:
+        print(f"{name:20} {statistics.median(values):9.2f} {unit:6} ({min(values):.2f} to {max(values):.2f})")
 
 
 def main(mib: int = 512) -> int:

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 
 from testbed.guest.program import Connection, Program
+from testbed.guest.programs.kv import KeyValue, Then
+from testbed.guest.programs.kv_durable import DurableKeyValue
 
 COUNT = struct.Struct("<Q")  # wide, so that no two looks at the page see the same
 
@@ -68,6 +70,26 @@ class Faulty(Program):
             raise ZeroDivisionError("the thousandth request")
         connection.send(connection.inbox)
         connection.consume(len(connection.inbox))
+
+
+class Hasty(DurableKeyValue):
+    """A durable store that tells of a write before it is on the disk: it holds no connection.
+
+    The changes of its first hundred turns go to the log as always, later ones stay in RAM, so that whenever
+    it is killed some were told that no disk has.
+    """
+
+    def attach(self) -> None:
+        super().attach()
+        self.turns = self.memory.counter("turns")
+
+    def turn_ended(self) -> None:
+        self.turns.add()
+        if self.turns.value <= 100:
+            super().turn_ended()
+
+    def _carry_out(self, connection: Connection, replies: list[bytes]) -> tuple[int, Then]:
+        return KeyValue._carry_out(self, connection, replies)
 
 
 def _is_ram(link: Path) -> bool:

@@ -38,6 +38,7 @@ neighbour in its row, never from above."""
 PURE = (
     "netns/steps.py",
     "netns/topology.py",
+    "testbed/clients/account.py",
     "testbed/handover/announcement.py",
     "testbed/handover/filters.py",
     "testbed/measure/continuity.py",

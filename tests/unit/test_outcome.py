@@ -40,7 +40,7 @@ TARGET = {
     "first_heard_ns": 4_190_000,
     "counts": {"frames_held": 2, "frames_released": 4, "frames_dropped": 0, "announcements_sent": 10},
 }
-TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000)
+TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000, "host-b")
 NO_GAP = model.Gap(p50=None, p99=None, max=None)
 
 
@@ -99,7 +99,11 @@ def test_an_error_before_the_commit_is_a_rollback_and_its_blackout_ends_at_the_s
     ]
     one = made(
         replace(
-            TOLD, source_answer={"error": "RAM altered"}, target_answer={"error": "told so"}, events=events
+            TOLD,
+            source_answer={"error": "RAM altered"},
+            target_answer={"error": "told so"},
+            events=events,
+            owner="host-a",
         )
     )
     assert (one.outcome, one.blackout_ms, one.ram.verified) == ("rolled-back", 2.5, False)
@@ -113,8 +117,15 @@ def test_a_source_that_is_not_wholly_removed_is_told_and_the_migration_completed
     assert verdicts(one) == ["deleted"]
 
 
-def test_an_error_without_a_rollback_is_a_failure() -> None:
-    assert made(replace(TOLD, target_answer={"error": "gone"})).outcome == "failed"
+def test_a_guest_that_runs_nowhere_is_a_failure() -> None:
+    one = made(replace(TOLD, target_answer={"error": "gone"}, owner=None))
+    assert one.outcome == "failed"
+    assert "does not run any more" in str(one.reason)
+
+
+def test_where_the_guest_runs_says_what_came_of_it_whatever_an_agent_could_tell() -> None:
+    """A source agent that died after the commit tells nothing; the guest is at the target all the same."""
+    assert made(replace(TOLD, source_answer={"error": "the agent is gone"})).outcome == "completed"
 
 
 def summary(during: list[int | None], quiet: list[int | None], **probe: Any) -> dict[str, Any]:
@@ -139,7 +150,7 @@ def test_the_gap_is_the_longest_wait_of_each_connection() -> None:
 
 
 def verdicts(
-    migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: int
+    migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: Any
 ) -> list[str]:
     clients = outcome.clients({"client1": summary([1], [1], **counts)})
     return [check.name for check in judge([migration], clients, faults, hold=hold) if not check.passed]
@@ -165,6 +176,23 @@ def test_nothing_is_wrong_with_a_good_run() -> None:
 )
 def test_each_kind_of_damage_fails_its_check(count: str, check: str) -> None:
     assert verdicts(GOOD, **{count: 1}) == [check]
+
+
+LEDGER = {"kind": "ledger", "acknowledged": 9}
+
+
+def test_a_ledger_tells_what_was_acknowledged_and_holds_the_store_to_it() -> None:
+    clients = outcome.clients({f"client{number}": summary([1], [1], **LEDGER) for number in (1, 2)})
+    assert clients.acknowledged == 18
+    assert clients.writes_lost == clients.writes_phantom == clients.ledgers_unsettled == 0
+    (check,) = [one for one in judge([GOOD], clients, (), hold=True) if "acknowledged" in one.name]
+    assert check.passed
+    assert "of 18 acknowledged" in check.detail
+
+
+@pytest.mark.parametrize("count", ["writes_lost", "writes_phantom", "unsettled"])
+def test_a_store_that_breaks_its_word_fails_the_run(count: str) -> None:
+    assert verdicts(GOOD, **LEDGER, **{count: 1}) == ["no acknowledged write lost"]
 
 
 def test_dropped_frames_fail_a_run_that_held_them_and_no_other() -> None:
