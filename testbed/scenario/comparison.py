@@ -186,10 +186,9 @@ def sentence(
         return f"{first} and {second}: no difference in {measure.noun} that these {runs} runs show"
     smaller, larger = (second, first) if value > _SAME[kind] else (first, second)
     size = _size(kind, value)
-    shown, unit = _digits, " times"
-    if kind == "difference":
-        shown, unit = measure.show, ""
-    elif size < TOLD_IN_TIMES:
+    shown: Callable[[float], str] = measure.show if kind == "difference" else _digits
+    unit = " times" if kind == "ratio" else ""
+    if kind == "ratio" and size < TOLD_IN_TIMES:
         shown, unit = _percent_less, ""
     error = "one run each, which tells no error"
     if interval is not None:

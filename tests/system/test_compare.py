@@ -1,4 +1,4 @@
-"""``testbed compare`` as people start it: turns, a folder for each run, and the differences that there are."""
+"""``testbed compare`` as people start it: turns, a folder for each run, and what really differs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SMALL = (
     *("--with", "working-set=4MiB,baseline=200ms,clients=2,churn=20,stream-rate=50"),
 )
 LONG_BLACKOUT = (
-    *("--ram", "192MiB", "--connections", "8"),
-    *("--with", "mode=stop-and-copy,fill=0.8,interval=100ms,stream-rate=0,churn=0"),
+    *("--ram", "256MiB", "--connections", "8"),
+    *("--with", "mode=stop-and-copy,fill=0.8,interval=60ms,stream-rate=0,churn=0"),
 )
 """Longer than half the clients' interval: some ask within it, and of those nothing else is on the way."""
 RTO_FLOOR_MS = 200  # TCP_RTO_MIN, include/net/tcp.h

@@ -25,10 +25,7 @@ CONTENDERS = (Contender("live", Options()), Contender("quick", Options(mode="qui
 def result(blackout_ms: float | None, outcome: Outcome = "completed", **clients: int) -> Result:
     """A run's result with what a comparison reads, and as little as can be of the rest."""
     gap = Gap(p50=1, p99=2, max=None if blackout_ms is None else blackout_ms + 1)
-    counts = dict.fromkeys(
-        ("connections", "requests", "broken", "resets", "failed_connects", "bytes_lost", "bytes_duplicated",
-         "bytes_corrupted", "retransmits", "retransmits_needless"), 0,
-    )  # fmt: skip
+    counts = {name: 0 for name, field in Clients.model_fields.items() if field.annotation is int}
     ram = Ram(bytes=100, transferred_bytes=100, final_pages=1, verified=True)
     network = Network(
         announcements_sent=0, announcements_seen=0, frames_held=0, frames_released=0, frames_dropped=0,

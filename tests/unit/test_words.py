@@ -57,7 +57,7 @@ def test_every_field_can_be_given_in_words() -> None:
         field.name
         for key in KEYS
         for text in ("quick", "1GiB", "0.2", "kv", "2", "20ms", "ipv4", "hot-cold", "1gbit", "no", "rarp",
-                     "per-host", "digest", "give-up", "64MiB")
+                     "per-host", "digest", "give-up", "64MiB", "nbdkit", "precopy:target-agent-killed")
         for field in fields(Options)
         if _differs(key, text, field.name)
     }  # fmt: skip
