@@ -30,14 +30,18 @@ def show_comparison(console: Console, compared: Comparison, folder: str) -> None
 
 
 def _table(compared: Comparison) -> Table:
+    """A column for each variant; for each figure its median, and from where to where the runs lie."""
     heading = "one run each" if compared.repeats == 1 else f"of {compared.repeats} runs"
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column(Text(heading, style="dim"))
+    table.add_column(Text(heading, style="dim"), no_wrap=True)
     for variant in compared.variants:
         table.add_column(Text(variant.label), justify="right", overflow="fold")
     for measure in MEASURES:
         figures = [one.figures[measure.key] for one in compared.variants]
-        table.add_row(measure.noun, *(_cell(figure, measure.show) for figure in figures))
+        table.add_row(measure.noun, *(_median(figure, measure.show) for figure in figures))
+        ranges = [_range(figure, measure.show) for figure in figures]
+        if any(ranges):
+            table.add_row("  from, to", *ranges, style="dim")
         if measure.key == "blackout_ms":
             _add_parts(table, compared.variants)
     return table
@@ -47,26 +51,20 @@ def _add_parts(table: Table, variants: list[Variant]) -> None:
     """What each blackout was spent on, which differs from mode to mode: medians."""
     for part in dict.fromkeys(name for one in variants for name in one.blackout_parts_ms):
         figures = [one.blackout_parts_ms.get(part) for one in variants]
-        medians = [None if figure is None else figure.median for figure in figures]
-        cells = ["-" if median is None else format_ms(median) for median in medians]
-        table.add_row(f"  {part}", *cells, style="dim")
+        table.add_row(f"  of it {part}", *(_median(figure, format_ms) for figure in figures), style="dim")
 
 
-def _cell(figure: Figure, show: Callable[[float], str]) -> str:
-    """The median and, of several runs that differ, the range."""
-    if figure.median is None or figure.low is None or figure.high is None:
-        return "-"
-    if show(figure.low) == show(figure.high):
-        return show(figure.median)
-    low, low_unit = _parted(show(figure.low))
-    high, high_unit = _parted(show(figure.high))
-    spread = f"{low}-{high}" if low_unit == high_unit else f"{low} {low_unit}-{high} {high_unit}"
-    return f"{show(figure.median)} ({spread})"
+def _median(figure: Figure | None, show: Callable[[float], str]) -> str:
+    return "-" if figure is None or figure.median is None else show(figure.median)
 
 
-def _parted(shown: str) -> tuple[str, str]:
-    number, _, unit = shown.partition(" ")
-    return number, unit
+def _range(figure: Figure, show: Callable[[float], str]) -> str:
+    """The lowest and the highest run; nothing where they read the same. The unit stands once if it can."""
+    if figure.low is None or figure.high is None:
+        return ""
+    low, high = show(figure.low), show(figure.high)
+    number, _, unit = low.partition(" ")
+    return "" if low == high else f"{number}-{high}" if high.endswith(f" {unit}") else f"{low}-{high}"
 
 
 def _show_pair(console: Console, differences: list[Difference]) -> None:

@@ -22,6 +22,8 @@ from testbed.scenario.variants import Contender
 Kind = Literal["ratio", "difference"]
 _SAME: dict[Kind, float] = {"ratio": 1.0, "difference": 0.0}
 """What a comparison of equals comes to."""
+TOLD_IN_TIMES = 1.5
+"""From this ratio on one says how many times, below it how many percent."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ class Finished:
     def figure(self, measure: Measure) -> float | None:
         return measure.of(self.result) if self.result.outcome == "completed" else None
 
+    @property
+    def blackout_parts_ms(self) -> dict[str, float]:
+        return self.result.blackout_parts_ms if self.result.outcome == "completed" else {}
+
 
 def comparison(
     name: str, started_at: str, repeats: int, contenders: Sequence[Contender], runs: Sequence[Finished]
@@ -126,7 +132,7 @@ def _run(run: Finished) -> model.Run:
 
 
 def _variant(contender: Contender, runs: Sequence[Finished]) -> model.Variant:
-    parts = [run.result.blackout_parts_ms for run in runs]
+    parts = [run.blackout_parts_ms for run in runs]
     names = dict.fromkeys(name for of_run in parts for name in of_run)
     return model.Variant(
         label=contender.label,
@@ -179,16 +185,16 @@ def sentence(
     if value == _SAME[kind] or (interval is not None and not interval.excludes(_SAME[kind])):
         return f"{first} and {second}: no difference in {measure.noun} that these {runs} runs show"
     smaller, larger = (second, first) if value > _SAME[kind] else (first, second)
-
-    def shown(by: float) -> str:
-        return _digits(by) if kind == "ratio" else measure.show(by)
-
+    size = _size(kind, value)
+    shown: Callable[[float], str] = measure.show if kind == "difference" else _digits
+    unit = " times" if kind == "ratio" else ""
+    if kind == "ratio" and size < TOLD_IN_TIMES:
+        shown, unit = _percent_less, ""
     error = "one run each, which tells no error"
     if interval is not None:
         low, high = sorted(_size(kind, bound) for bound in (interval.low, interval.high))
         error = f"{round(interval.level * 100)} %: {shown(low)} to {shown(high)}"
-    by = shown(_size(kind, value)) + (" times" if kind == "ratio" else "")
-    return f"{measure.told.format(smaller=smaller, larger=larger, by=by)} ({error})"
+    return f"{measure.told.format(smaller=smaller, larger=larger, by=shown(size) + unit)} ({error})"
 
 
 def _size(kind: Kind, value: float) -> float:
@@ -196,6 +202,10 @@ def _size(kind: Kind, value: float) -> float:
     if kind == "ratio":
         return max(value, 1 / value)
     return abs(value)
+
+
+def _percent_less(ratio: float) -> str:
+    return f"{_digits(100 - 100 / ratio)} %"
 
 
 def _digits(ratio: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from testbed.measure import comparison
 from testbed.measure.result import SCHEMA_FILE, SCHEMA_VERSION, Result, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,7 @@ def test_users_get_it(shipped: dict[str, Any], tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert json.loads(archive.read("testbed/measure/result.schema.json")) == shipped
+        assert json.loads(archive.read("testbed/measure/comparison.schema.json")) == comparison.schema()
     modules = [path for room in ("netns", "testbed") for path in (ROOT / room).rglob("*.py")]
     assert {str(path.relative_to(ROOT)) for path in modules} <= names
     assert not [name for name in names if name.startswith(("tests", ".ci"))]
