@@ -62,6 +62,7 @@ def codec_for(spec: ClosedLoopSpec, client: str, number: int) -> Codec:
     codecs: dict[str, Callable[[], Codec]] = {
         "echo": lambda: EchoCodec(spec.size, number * CONNECTION_OFFSET),
         "kv": lambda: KvCodec(spec.size, f"{client}:{number}"),
+        "kv-durable": lambda: KvCodec(spec.size, f"{client}:{number}"),
         "http": lambda: HttpCodec(spec.target.address, spec.path),
     }
     return codecs[spec.program]()

@@ -97,9 +97,9 @@ class KvCodec:
         if asks % 2 == 0:
             self._value = pattern(asks // 2 * self._size, self._size)
             self._due = b"+OK\r\n"
-            return _resp(b"SET", self._key, self._value)
+            return resp(b"SET", self._key, self._value)
         self._due = b"$%d\r\n%s\r\n" % (self._size, self._value)
-        return _resp(b"GET", self._key)
+        return resp(b"GET", self._key)
 
     def received(self, data: bytes) -> bool:
         if not self._due:
@@ -127,7 +127,7 @@ class KvCodec:
 
     def _odd_reply(self, buffer: bytes, due: bytes) -> bool:
         """A reply that is not the one due: is it complete?"""
-        length = _resp_length(buffer, len(due))
+        length = resp_length(buffer, len(due))
         if length is None or len(buffer) < length:
             return False
         reply, extra = buffer[:length], buffer[length:]
@@ -220,12 +220,12 @@ class HttpCodec:
         self.complaint = self.complaint or complaint
 
 
-def _resp(*words: bytes) -> bytes:
+def resp(*words: bytes) -> bytes:
     """A command in RESP2: an array of bulk strings."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
-def _resp_length(buffer: bytes, otherwise: int) -> int | None:
+def resp_length(buffer: bytes, otherwise: int) -> int | None:
     """The length of the RESP2 reply that `buffer` begins with; None if that is not known yet.
 
     `otherwise` for what is no RESP2 simple reply or bulk string.

@@ -25,6 +25,7 @@ from netns.forkserver import ready
 from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
+from testbed.clients.ledger import LedgerProbe
 from testbed.clients.loop import IN, Loop
 from testbed.clients.open_loop import OpenLoop
 from testbed.clients.probe import Probe
@@ -33,6 +34,7 @@ from testbed.clients.spec import (
     ChurnSpec,
     ClientSpec,
     ClosedLoopSpec,
+    LedgerSpec,
     OpenLoopSpec,
     ProbeSpec,
     RampSpec,
@@ -112,7 +114,7 @@ class Client:
                 except _Unable as error:
                     answer = {"error": f"{self.spec.name}: {error}"}
                 send_message(self._control, answer)
-                self._trace.flush()
+                self._trace.flush(wait=False)
                 if "summary" in answer and request["do"] == "stop":
                     return
         except ControlError:
@@ -256,6 +258,8 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
             return Ramp(spec, loop, trace, first)
         case ChurnSpec():
             return Churn(spec, loop, trace, first)
+        case LedgerSpec():
+            return LedgerProbe(spec, loop, trace, client, first)
 
 
 def _windows(request: dict[str, Any]) -> list[Window]:

@@ -8,13 +8,15 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from testbed.clients.account import LEAST_VALUE_BYTES
 from testbed.measure.pattern import PERIOD
 
-PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "http": 80, "ramp": 7001}
+PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001}
 
 _MOST_CONNECTIONS = 50_000
 _MOST_RATE = 1_000_000
 _MOST_BYTES = 1 << 20
+_MOST_VALUE_BYTES = 512 << 10
 
 
 class SpecError(ValueError):
@@ -72,19 +74,36 @@ class ChurnSpec:
     size: int = 64
 
 
-ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec
+@dataclass(frozen=True)
+class LedgerSpec:
+    """Each of `connections` writes values of `size` bytes to `keys` keys of its own in a kv program, one each
+    `interval_us`, and holds the guest to what it acknowledged, through broken connections too."""
 
-KINDS: dict[str, type[ClosedLoopSpec] | type[OpenLoopSpec] | type[RampSpec] | type[ChurnSpec]] = {
+    target: Target
+    connections: int = 4
+    interval_us: int = 1000
+    size: int = 64
+    keys: int = 16
+
+
+ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec | LedgerSpec
+
+KINDS: dict[
+    str,
+    type[ClosedLoopSpec] | type[OpenLoopSpec] | type[RampSpec] | type[ChurnSpec] | type[LedgerSpec],
+] = {
     "closed-loop": ClosedLoopSpec,
     "open-loop": OpenLoopSpec,
     "ramp": RampSpec,
     "churn": ChurnSpec,
+    "ledger": LedgerSpec,
 }
 _PROGRAMS = {
-    "closed-loop": ("echo", "kv", "http"),
+    "closed-loop": ("echo", "kv", "http", "kv-durable"),
     "open-loop": ("echo",),
     "ramp": ("ramp",),
     "churn": ("echo",),
+    "ledger": ("kv-durable", "kv"),
 }
 _BOUNDS = {
     "connections": (1, _MOST_CONNECTIONS),
@@ -92,6 +111,7 @@ _BOUNDS = {
     "size": (1, _MOST_BYTES),
     "rate_per_s": (0.001, _MOST_RATE),
     "rate_bytes_per_s": (1000, 10 << 30),
+    "keys": (1, 10_000),
 }
 
 
@@ -148,6 +168,9 @@ def _probe(where: str, probe: Any) -> ProbeSpec:
         given["program"] = program
     if program == "echo" and given.get("size") == PERIOD:
         raise SpecError(f"{where}: `size` must not be {PERIOD}, at which all messages are alike")
+    size = given.get("size", LedgerSpec.size)
+    if spec is LedgerSpec and not LEAST_VALUE_BYTES <= size <= _MOST_VALUE_BYTES:
+        raise SpecError(f"{where}: `size` of a ledger must be {LEAST_VALUE_BYTES} to {_MOST_VALUE_BYTES}")
     return spec(target=target, **given)
 
 

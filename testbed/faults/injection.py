@@ -70,6 +70,10 @@ class Victim(Protocol):
         """The guest's process on this host, if there is one."""
         ...
 
+    def orchestrator_pid(self) -> int | None:
+        """Whoever gave the order to migrate, if that is a process of its own."""
+        ...
+
     def lose_announcement(self) -> None:
         """The next round of announcements is not sent."""
         ...
@@ -140,6 +144,12 @@ def _kill_guest(victim: Victim) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _kill_orchestrator(victim: Victim) -> None:
+    pid = victim.orchestrator_pid()
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
 def _out_of_memory(_: Victim) -> None:
     raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
@@ -148,6 +158,8 @@ _MAKE: dict[Kind, Callable[[Victim], None]] = {
     Kind.SOURCE_AGENT_KILLED: _kill_self,
     Kind.TARGET_AGENT_KILLED: _kill_self,
     Kind.GUEST_KILLED: _kill_guest,
+    Kind.GUEST_KILLED: _kill_guest,
+    Kind.ORCHESTRATOR_KILLED: _kill_orchestrator,
     Kind.LINK_BLACK_HOLE: lambda victim: _with_links(
         victim.namespace, lambda links: links.set_up(MIGRATION_LINK, False)
     ),

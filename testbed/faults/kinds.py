@@ -53,7 +53,6 @@ class Side(Enum):
 
     SOURCE = "source"
     TARGET = "target"
-    LAB = "lab"
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ class Fault:
         """Who makes it happen. The guest's death is made where the guest is."""
         if self.kind is Kind.STORAGE_CUT_BOTH:
             return frozenset({Side.SOURCE, Side.TARGET})
-        if self.kind is Kind.ORCHESTRATOR_KILLED:
-            return frozenset({Side.LAB})
         moved = self.kind is Kind.GUEST_KILLED and ORDER.index(self.phase) >= _GUEST_MOVES
         return frozenset({Side.TARGET if moved or self.kind in _OF_TARGET else Side.SOURCE})
 

@@ -49,7 +49,7 @@ from testbed.host.saved_state import LunReader, LunWriter
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.channel import Channel
-from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError
+from testbed.migration.errors import CommitInDoubt, LocalError, MigrationError, Overtaken
 from testbed.migration.saved_state import RestoringChannel, SavingChannel
 from testbed.migration.source import Plan, Source, TraceLike
 from testbed.migration.strategy import Policy
@@ -132,7 +132,9 @@ class Agent:
 
     def _explained(self, error: Exception) -> dict[str, Any]:
         fault = error.fault if isinstance(error, MigrationError) else "local"
-        answer = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+        answer: dict[str, Any] = {"error": str(error), "kind": type(error).__name__, "fault": fault}
+        if isinstance(error, Overtaken):
+            answer["audited"] = error.audited
         return answer | {"in_doubt": isinstance(error, CommitInDoubt), "counts": self._counts}
 
     def _next_command(self) -> dict[str, Any]:
@@ -219,14 +221,33 @@ class Agent:
                 taking = self._restoring(channel)
                 resumed_ns = Target(arriving, taking, secret, os.urandom(NONCE), trace).run()
                 self._guest = arriving.settle()
+                self._keeper.journal.write(Stage.HOSTED, self._guest.epoch)
+            except Exception as error:
+                if not arriving.is_owned:
+                    raise
+                resumed_ns = self._live_on(arriving.settle(), error)
             finally:
                 arriving.urgency.lower()
                 self._counts = arriving.counts
                 channel.close()
                 gc.enable()
+        assert self._guest is not None
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
         first_ns = arriving.first_heard_ns()
         return {"resumed_ns": resumed_ns, "first_heard_ns": first_ns, "counts": self._guest.network.counts}
+
+    def _live_on(self, guest: HostedGuest, error: Exception) -> int:
+        """Something failed after the guest had become this host's: it lives all the same, unless it is dead.
+        Returns when (CLOCK_MONOTONIC). GuestError where it is; nothing of it is left then.
+        """
+        self._trace.event("failed-after-commit", reason=f"{type(error).__name__}: {error}")
+        try:
+            wake(guest, self._keeper)
+        except Exception:
+            self._remove(guest)
+            raise
+        self._guest = guest
+        return time.monotonic_ns()
 
     def _migrate(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._guest is None:
@@ -285,7 +306,8 @@ class Agent:
     ) -> TraceLike:
         if fault is None:
             return self._trace
-        return FaultyTrace(self._trace, fault, FaultyHost(channel, self._site.namespace, guest))
+        host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
+        return FaultyTrace(self._trace, fault, host)
 
     def _was_cancelled(self) -> bool:
         message = self._reception.poll()

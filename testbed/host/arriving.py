@@ -147,6 +147,11 @@ class ArrivingGuest:
         connections = [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
         self.guest.process.finish_attach(connections)
 
+    @property
+    def is_owned(self) -> bool:
+        """The guest is this host's, whatever fails from here on."""
+        return self._keeper.journal.stage is Stage.ARRIVED
+
     def owned(self) -> None:
         self._keeper.journal.write(Stage.ARRIVED)
 
@@ -194,7 +199,6 @@ class ArrivingGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's
         now."""
         self._close_sockets()
-        self._keeper.journal.write(Stage.HOSTED, self.guest.epoch)
         return self.guest
 
     def give_back(self) -> list[bytes]:

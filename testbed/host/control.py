@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import select
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
 
 MAX_LINE = 1 << 20
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 
 
 class ControlError(Exception):
@@ -52,6 +54,10 @@ class Line:
     @property
     def pending(self) -> bool:
         return b"\n" in self._buffer
+
+    def option(self, name: int, size: int) -> bytes:
+        """A socket option of the connection (SOL_SOCKET)."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, name, size)
 
     def send(self, message: dict[str, Any]) -> None:
         try:
@@ -144,6 +150,14 @@ class Reception:
         except ControlError:
             self._hang_up()
             return None
+
+    @property
+    def peer_pid(self) -> int | None:
+        """The orchestrator's process; None where there is none."""
+        if self._line is None:
+            return None
+        pid, _, _ = _CREDENTIALS.unpack(self._line.option(socket.SO_PEERCRED, _CREDENTIALS.size))
+        return int(pid)
 
     def send(self, message: dict[str, Any]) -> bool:
         """Answer; False where nobody is there to hear it any more."""

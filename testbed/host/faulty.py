@@ -14,11 +14,16 @@ class FaultyHost:
     """Implements :class:`testbed.faults.injection.Victim`; `guest` tells the guest that is here just now."""
 
     def __init__(
-        self, channel: SpoilableChannel, namespace: Namespace, guest: Callable[[], HostedGuest | None]
+        self,
+        channel: SpoilableChannel,
+        namespace: Namespace,
+        guest: Callable[[], HostedGuest | None],
+        orchestrator: Callable[[], int | None],
     ) -> None:
         self.channel = channel
         self.namespace = namespace
         self._guest = guest
+        self.orchestrator_pid = orchestrator
 
     def guest_pid(self) -> int | None:
         guest = self._guest()

@@ -115,7 +115,7 @@ def wake(guest: HostedGuest, keeper: Keeper) -> None:
     """Let a guest live that is this host's, however far its last agent had come: may be done twice."""
     process, network = guest.process, guest.network
     network.port.open()
-    if process.found == "running":
+    if process.state() == "running":
         listeners = process.ask({"do": "stats"})["listeners"]
         _let_in(guest, listeners)
         network.deliver(())

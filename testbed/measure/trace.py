@@ -56,14 +56,21 @@ class Trace:
             raise
         self.event("end", phase=phase)
 
-    def flush(self) -> None:
-        """Send what has gathered. Blocks while the recorder's buffer is full; never call it in the
-        blackout."""
+    def flush(self, *, wait: bool = True) -> None:
+        """Send what has gathered. Blocks while the recorder's queue is full, which holds as little as ten
+        events (net.unix.max_dgram_qlen): never call it in the blackout. Without `wait` the rest stays for the
+        next time: for a process that its recorder's reader waits for.
+        """
         if self._socket is None:
             return
         pending, self.pending = self.pending, []
-        for event in pending:
-            self._socket.send(json.dumps(event, separators=(",", ":")).encode())
+        for number, event in enumerate(pending):
+            data = json.dumps(event, separators=(",", ":")).encode()
+            try:
+                self._socket.send(data, 0 if wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self.pending = pending[number:]
+                return
 
     def close(self) -> None:
         self.flush()

@@ -118,6 +118,7 @@ class Target:
             self._unwind(error)
             raise
         # The point of no return: the guest is ours.
+        self._vm.owned()
         self._phase(Phase.ANNOUNCE, self._take_over)
         resumed_ns = self._phase(Phase.RESUME, self._resume)
         self._phase(Phase.DELETE, self._take_late_frames)
@@ -240,7 +241,6 @@ class Target:
             self._frames.extend(message.frames)
 
     def _take_over(self) -> None:
-        self._vm.owned()
         if self._vm.arbiter is not None:
             self._tell(wire.Owned())
         self._vm.announce()

@@ -195,18 +195,9 @@ class Lab:
         `owner` is the guest's host afterwards. Raises ControlError when an agent is gone or silent.
         """
         source, target = self.owner, self.other(self.owner)
-        secret = secrets.token_hex(32)
-        order = {"fault": None if fault is None else str(fault), "deadline_s": self._deadline_s()}
-        receiving = order | {"do": "receive", "secret": secret, "port": planned.MIGRATION_PORT}
-        sending = order | {
-            "do": "migrate",
-            "secret": secret,
-            "address": planned.MIGRATION_ADDRESS[target],
-            "port": planned.MIGRATION_PORT,
-            "plan": self._plan(),
-        }
+        receiving, sending = self._orders(target, import_path, fault)
         lines = {host: self.agents[host].line for host in (source, target)}
-        lines[target].ask(receiving | {"import_path": list(import_path)}, READY_DEADLINE_S)
+        lines[target].ask(receiving, READY_DEADLINE_S)
         lines[source].ask(sending, READY_DEADLINE_S)
         answers: dict[str, dict[str, Any]] = {}
         end = time.monotonic() + deadline_s
@@ -224,6 +215,46 @@ class Lab:
         else:
             self.owner = target
         return answers[source], answers[target]
+
+    def migrate_by_another(
+        self,
+        on_event: Callable[[dict[str, Any]], None],
+        deadline_s: float,
+        import_path: Sequence[str],
+        fault: Fault | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As :meth:`migrate`, by an orchestrator of its own that may die: the agents are asked afterwards."""
+        source, target = self.owner, self.other(self.owner)
+        receiving, sending = self._orders(target, import_path, fault)
+        argument = {
+            "target": {"socket": str(self.agents[target].socket), "order": receiving},
+            "source": {"socket": str(self.agents[source].socket), "order": sending},
+            "deadline_s": deadline_s,
+        }
+        entry = "testbed.scenario.conductor:main"
+        with spawn(entry, argument, namespace=None, name="orchestrator") as conductor:
+            end = time.monotonic() + deadline_s
+            while conductor.wait(0) is None and time.monotonic() < end:
+                self._wait((), end - time.monotonic(), on_event, also=[conductor.pidfd])
+        for agent in self.agents.values():
+            agent.reconnect()
+        found = self.settle(deadline_s)
+        answers = [dict(found[host]["last"]) for host in (source, target)]
+        return answers[0].get("ok", answers[0]), answers[1].get("ok", answers[1])
+
+    def _orders(
+        self, target: str, import_path: Sequence[str], fault: Fault | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the target and the source are told."""
+        common = {
+            "secret": secrets.token_hex(32),
+            "port": planned.MIGRATION_PORT,
+            "fault": None if fault is None else str(fault),
+            "deadline_s": self._deadline_s(),
+        }
+        receiving = {"do": "receive", "import_path": list(import_path)}
+        sending = {"do": "migrate", "address": planned.MIGRATION_ADDRESS[target], "plan": self._plan()}
+        return common | receiving, common | sending
 
     def settle(self, deadline_s: float) -> dict[str, dict[str, Any]]:
         """After a migration that failed: mend the wires, start an agent where one died, and learn who has
@@ -271,14 +302,19 @@ class Lab:
         }
 
     def _wait(
-        self, lines: Sequence[Line], timeout_s: float, on_event: Callable[[dict[str, Any]], None]
+        self,
+        lines: Sequence[Line],
+        timeout_s: float,
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        also: Sequence[int] = (),
     ) -> None:
         """Wait until one of `lines` has something, taking in events and what the switch and the clients
         learn."""
         if any(line.pending for line in lines):
             timeout_s = 0
         agents = self.agents.values()
-        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines]
+        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines, *also]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
@@ -325,6 +361,19 @@ class Lab:
                         110, f"nothing listens on port {port} of {node} after {deadline_s:g} s"
                     )
                 select.select([], [], [], 0.01)
+
+    def restart(self, import_path: Sequence[str]) -> None:
+        """The guest runs nowhere: what is left of it is removed, and it is booted anew, from its disk if it
+        has one, on its last host. Raises CommandFailed.
+        """
+        for host, agent in self.agents.items():
+            if agent.ask_status(READY_DEADLINE_S)["guest"] is not None:
+                self.agents[host].line.ask({"do": "release"}, READY_DEADLINE_S)
+        self.boot(import_path)
+
+    def report_clients(self) -> dict[str, dict[str, Any]]:
+        """Every client's summary so far; the probes go on."""
+        return {name: client.report(forget=True) for name, client in self.clients.items()}
 
     def stop_clients(self, windows: Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:
         """End every client's probes; returns their summaries, parted by the migrations' windows."""

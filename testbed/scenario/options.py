@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from testbed.faults.kinds import Fault, FaultError
 from testbed.migration.strategy import Policy
 from testbed.scenario.units import format_ms, format_rate
 
@@ -65,6 +66,7 @@ class Options:
     migrations: int = 1
     baseline_ns: int = 1_000_000_000
     seed: int = 1
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--mode", self.mode, Mode)
@@ -104,6 +106,17 @@ class Options:
         _rate("--max-bandwidth", self.max_bandwidth_bits_per_s)
         _rate("--storage-rate", self.storage_rate_bits_per_s)
         self._check_disk()
+        self._check_fault()
+
+    def _check_fault(self) -> None:
+        if self.fault is None:
+            return
+        try:
+            fault = Fault.parse(self.fault)
+        except FaultError as error:
+            raise OptionError(f"--fault: {error}") from error
+        if fault.kind.needs_storage and not self.has_storage:
+            raise OptionError(f"--fault: {self.fault} needs shared storage: give the guest a --disk")
 
     def _check_disk(self) -> None:
         if self.disk_bytes % SECTOR:

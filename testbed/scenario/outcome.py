@@ -44,7 +44,8 @@ QUICK_PARTS = {
 class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
     ns), what both agents answered, and the events in between. `sightings` and `relearned_ns` are what clients
-    and switch saw. `guest_runs` says whether it did so afterwards, on either host.
+    and switch saw. `owner` is the host on which the guest ran afterwards, None where it did not. `fault` was
+    made on purpose.
     """
 
     source: str
@@ -56,7 +57,8 @@ class Told:
     events: Sequence[Event]
     sightings: int
     relearned_ns: int | None
-    guest_runs: bool = True
+    owner: str | None = None
+    fault: str | None = None
 
 
 def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
@@ -80,6 +82,8 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
         reason=_reason(told),
         source=told.source,
         target=told.target,
+        owner=told.owner,
+        fault=told.fault,
         total_ms=_ms(told.ended_ns - told.ordered_ns),
         blackout_ms=None if blackout_ns is None else _ms(blackout_ns),
         blackout_parts_ms=blackout_parts(marks) if outcome == "completed" else {},
@@ -99,13 +103,10 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
 
 
 def _outcome(told: Told) -> model.Outcome:
-    if not told.guest_runs:
+    """Where the guest runs afterwards says it, whatever either side could tell of it."""
+    if told.owner is None:
         return "failed"
-    if "error" not in told.source_answer and "error" not in told.target_answer:
-        return "completed"
-    if any(event["event"] == "rolled-back" for event in told.events):
-        return "rolled-back"
-    return "failed"
+    return "completed" if told.owner == told.target else "rolled-back"
 
 
 def _reason(told: Told) -> str | None:
@@ -113,7 +114,7 @@ def _reason(told: Told) -> str | None:
     reasons = [f"{host}: {one['error']}" for host, one in answers.items() if "error" in one]
     if left_behind := told.source_answer.get("left_behind"):
         reasons.append(f"{told.source}: its copy is not wholly removed: {left_behind}")
-    if not told.guest_runs:
+    if told.owner is None:
         reasons.append("the guest does not run any more")
     return "; ".join(reasons) or None
 

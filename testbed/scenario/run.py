@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.measure.result import Guest, Migration, Outcome, Result
 from testbed.scenario import outcome
@@ -83,8 +84,9 @@ def run(
         for number in range(1, options.migrations + 1):
             witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
             last = number == options.migrations
-            _migrate(lab, log, witness.event, import_path, AFTERMATH_S if last else BETWEEN_S)
-            if "error" in log.told[-1].source_answer:
+            fault = Fault.parse(options.fault) if options.fault is not None and number == 1 else None
+            _migrate(lab, log, witness, import_path, AFTERMATH_S if last else BETWEEN_S, fault)
+            if log.told[-1].owner is None:
                 break
             if number == WARM_MIGRATIONS:
                 used_before = lab.usage()
@@ -120,16 +122,24 @@ def _guest_stats(lab: Lab) -> dict[str, Any] | None:
 def _migrate(
     lab: Lab,
     log: _Log,
-    on_event: Callable[[dict[str, Any]], None],
+    witness: Witness,
     import_path: Sequence[str],
     after_s: float,
+    fault: Fault | None,
 ) -> None:
+    on_event = witness.event
     events_before = len(lab.recorder.events)
     sightings_before, relearned_before = len(lab.sightings), len(lab.relearned)
     source, target = lab.owner, lab.other(lab.owner)
     ordered_ns = time.monotonic_ns()
-    source_answer, target_answer = lab.migrate(on_event, MIGRATION_DEADLINE_S, import_path)
+    if fault is not None:
+        witness.say(f"fault: {fault}")
+    by_another = fault is not None and fault.kind is Kind.ORCHESTRATOR_KILLED
+    migrate = lab.migrate_by_another if by_another else lab.migrate
+    source_answer, target_answer = migrate(on_event, MIGRATION_DEADLINE_S, import_path, fault=fault)
     ended_ns = time.monotonic_ns()
+    if fault is not None:
+        _after_fault(lab, witness, import_path)
     lab.watch(after_s, on_event)
     stats = _guest_stats(lab)
     if stats is not None:
@@ -148,9 +158,21 @@ def _migrate(
             events=lab.recorder.events[events_before:],
             sightings=len(lab.sightings) - sightings_before,
             relearned_ns=learned[0] if learned else None,
-            guest_runs=stats is not None,
+            owner=lab.owner if stats is not None else None,
+            fault=None if fault is None else str(fault),
         )
     )
+
+
+def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> None:
+    """What a cluster does by itself: mend, replace, and boot a guest that died from its disk."""
+    found = lab.settle(MIGRATION_DEADLINE_S)
+    owners = [host for host, status in found.items() if status["guest"] == "running"]
+    if owners:
+        witness.say(f"after the fault the guest runs on {' and '.join(owners)}")
+    elif lab.storage is not None:
+        witness.say(f"after the fault the guest is dead: booted from its disk on {lab.owner}")
+        lab.restart(import_path)
 
 
 def _result(
@@ -213,5 +235,5 @@ def give_to_caller(folder: Path) -> None:
     uid, gid = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
     if os.geteuid() != 0 or uid is None or gid is None:
         return
-    for path in (folder.parent, folder, *folder.iterdir()):
+    for path in (folder.parent, folder, *folder.rglob("*")):
         os.chown(path, int(uid), int(gid))

@@ -63,6 +63,11 @@ class Supervisor:
             self.replace(deadline_s)
             return dict(self.line.ask({"do": "status"}, deadline_s))
 
+    def reconnect(self) -> None:
+        """Speak to the agent again, after another orchestrator has."""
+        self.line.close()
+        self.line = Line.connect(self.socket)
+
     def replace(self, deadline_s: float) -> None:
         """The agent has died: start another, and wait until it has brought the guest to one state."""
         with self.process:

@@ -237,8 +237,7 @@ class Commands:
 
     def _delete(self, request: Answer) -> Answer:
         name = check_name(request.get("disk", ""))
-        if "for" not in request:
-            self._demand_closed(name)
+        self._demand_closed(name)  # whoever asked: a reader would go on reading what another disk is made of
         asked_by = str(request.get("for", self._rights.key))
 
         def delete(mounted: MountedVolume) -> Answer:
@@ -306,7 +305,8 @@ class Commands:
         open_now = self.open_disks.counts()
         for disk, connections in open_now.items():
             if name in (None, disk):
-                raise Refused(f"disk {disk!r} is open here, on {connections} connections", "Busy")
+                here = self._named(self._rights.key)
+                raise Refused(f"disk {disk!r} is open at {here} (connections: {connections})", "Busy")
 
     def _demand_mounted(self) -> MountedVolume:
         if self._mounted is None:

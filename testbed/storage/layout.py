@@ -36,7 +36,6 @@ SLOT_BYTES = (METADATA_BYTES - BLOCK_BYTES) // 2
 HEADER_BYTES = BLOCK_BYTES
 EXTENT_BYTES = 1 << 20
 VERSION = 1
-MOST_EXTENTS = 1 << 32
 METADATA_LEASE = "metadata"
 """The lease whose holder is the coordinator; no disk can have this name."""
 

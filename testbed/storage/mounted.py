@@ -182,9 +182,10 @@ class MountedVolume:
             if lease is not None and lease["holder"] in set(status["registrations"]) - {asked_by}:
                 raise Owned(name, lease["holder"], lease["epoch"])
             self.volume.write_table(device, table)
-            self.rights.unguard(name)
-            for start, length in self.volume.ranges(disk):
-                device.trim(start, length)
+            with suppress(LunRefused, NbdRefused):  # deposed meanwhile: the successor mends what is left
+                self.rights.unguard(name)
+                for start, length in self.volume.ranges(disk):
+                    device.trim(start, length)
 
     @contextmanager
     def _coordinating(self) -> Iterator[Nexus]:
@@ -204,8 +205,7 @@ class MountedVolume:
                 raise Deposed(f"this host is the coordinator no longer: {refused}") from refused
 
     def _mend(self, table: Table, leases: dict[str, Any]) -> None:
-        """Make the leases what the table says. A lease without a disk goes; a disk's lease covers the
-        disk."""
+        """Make the leases what the table says: one for each disk, which covers it, and no other."""
         disks = {disk.name: disk for disk in table.disks}
         for name in leases.keys() - disks.keys() - {METADATA_LEASE}:
             self.rights.unguard(name)

@@ -1,5 +1,4 @@
-"""One connection of a host to the target that outlives the way it takes: a block device that is slow at
-worst."""
+"""A connection to the target that outlives the way it takes: a block device that is slow at worst."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ class Nexus:
                 self._paths.failed(route)
 
     def _connected(self, route: Route) -> NbdClient:
-        """The connection over `route`. One over another way, on which nothing is under way, is given up for
-        it."""
+        """The connection over `route`. One over another way, with nothing under way, is given up for it."""
         if self._client is not None and self._route == route:
             return self._client
         self.close()

@@ -19,7 +19,7 @@ from testbed.storage.stream import Address, StreamLost
 
 PIECE_BYTES = 256 << 10
 CONNECT_DEADLINE_S = 1.0
-_SILENT_MS = 5000  # a peer whose wire is cut: what it left half said is thrown away
+_SILENT_MS = 30_000  # of a peer whose wire is cut: what it left half said is thrown away
 
 
 @dataclass(frozen=True, slots=True)

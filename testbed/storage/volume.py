@@ -4,7 +4,7 @@ given.
 A change is made in two steps. `created`, `grown` and `deleted` decide: from one table they make the next, and
 touch nothing. `Volume.write_table` makes it so, in one write that is seen whole or not at all. What has to
 happen between the two (the new extents get their lease and a header) is the coordinator's business: see
-:mod:`testbed.storage.coordinator`.
+:mod:`testbed.storage.mounted`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,12 @@ PATIENCE_S = 15.0
 
 @dataclass
 class Pair:
-    """One connection. Bytes either way follow the pattern; the counts say how far each direction is."""
+    """One connection. Bytes either way follow the pattern; the counts say how far each direction is.
+
+    What a move loses, the client sends again once the guest is heard again: :meth:`lost`. What it sends again
+    before that, into the cut, says only how long the test had to wait for a processor (0.3 s: one segment,
+    1 s: three, 2 s: four), because a connection whose acknowledgement is due has timers that run.
+    """
 
     lab: Stage
     client: socket.socket
@@ -37,7 +42,8 @@ class Pair:
     to_server: int = 0
     read_by_client: int = 0
     read_by_server: int = 0
-    retransmitted_before: int = 0
+    resent_before: int = 0
+    needless_before: int = 0
 
     def client_sends(self, count: int) -> None:
         """`count` bytes into the client's socket, which takes them all."""
@@ -84,8 +90,6 @@ class Pair:
 
     def freeze(self) -> ConnectionState:
         """Cut the source, read the server's socket, and see that the peer was not heard in between."""
-        if self.client.fileno() >= 0:
-            self.retransmitted_before = kernel.tcp_info(self.client).total_retrans
         self.lab.cut("source")
         self.state = freeze(self.server)
         assert unchanged(self.server, self.state)
@@ -111,6 +115,8 @@ class Pair:
             release(there, moved, probe)
             if acknowledges:
                 acknowledge([moved], injector)
+        if self.client.fileno() >= 0:
+            self.count_anew()
         there.settimeout(PATIENCE_S)
         self.server, self.state = there, None
 
@@ -124,10 +130,28 @@ class Pair:
         for sock in (self.server, self.client):
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
+    def count_anew(self) -> None:
+        """From here on the guest is heard again: what the client sends again counts."""
+        self.resent_before, self.needless_before = _sent_again(self.client)
+
     @property
-    def retransmitted(self) -> int:
-        """Segments that the client sent again since the freeze."""
-        return kernel.tcp_info(self.client).total_retrans - self.retransmitted_before
+    def resent(self) -> int:
+        """Segments that the client sent again since the move."""
+        return _sent_again(self.client)[0] - self.resent_before
+
+    def lost(self) -> int:
+        """Segments that the client had to send again since the move, because nobody had the first copy.
+
+        Of what it sent again because an acknowledgement was late, the guest says so (D-SACK, RFC 2883), if it
+        has agreed on SACK. That too may come late: waits a second for it.
+        """
+        deadline_s = time.monotonic() + 1.0
+        while True:
+            resent, needless = _sent_again(self.client)
+            lost = resent - self.resent_before - (needless - self.needless_before)
+            if lost <= 0 or time.monotonic() > deadline_s:
+                return max(lost, 0)
+            time.sleep(0.001)
 
 
 def connect(
@@ -190,6 +214,13 @@ def offer(client: socket.socket) -> int:
     """Bytes that the server offered to take, as the client knows it (tcp_info: tcpi_snd_wnd, Linux 5.4)."""
     data = client.getsockopt(kernel.SOL_TCP, kernel.TCP_INFO, 232)
     return int.from_bytes(data[228:232], "little")
+
+
+def _sent_again(client: socket.socket) -> tuple[int, int]:
+    """Segments that `client` sent again, and those of them that were needless (tcp_info: tcpi_total_retrans,
+    tcpi_dsack_dups, Linux 4.19)."""
+    data = client.getsockopt(kernel.SOL_TCP, kernel.TCP_INFO, 232)
+    return int.from_bytes(data[100:104], "little"), int.from_bytes(data[216:220], "little")
 
 
 def _fill(sock: socket.socket, offset: int) -> int:

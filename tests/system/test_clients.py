@@ -38,6 +38,7 @@ class Run:
     control: ClientControl
     report: int
     process: forkserver.Process
+    server: forkserver.Process
 
     def fault(self) -> tuple[int, int]:
         """Wait until the server has done its deed; when it began and ended."""
@@ -69,7 +70,7 @@ def running(
     ms: float = 50,
     count: int = 0,
     family: int = socket.AF_INET,
-    server: str = "serve",
+    server: str = "tests.system.faulty_server:serve",
     start: bool = True,
     **client: Any,
 ) -> Iterator[Run]:
@@ -79,7 +80,7 @@ def running(
         report, report_write = os.pipe()
         stack.callback(os.close, report)
         served = forkserver.spawn(
-            f"tests.system.faulty_server:{server}",
+            server,
             {"fault": fault, "at": at, "ms": ms, "count": count},
             namespace=None, fds=[listener.fileno(), report_write], name="server",
         )
@@ -99,7 +100,7 @@ def running(
         stack.callback(control.close)
         if start:
             control.start()
-        yield Run(control, report, process)
+        yield Run(control, report, process, served)
 
 
 def only(probe: dict[str, Any], **expected: int) -> None:
@@ -293,7 +294,8 @@ RAMP = {"kind": "ramp", "rate_bytes_per_s": 20_000_000}
     ],
 )
 def test_the_ramp_knows_what_became_of_each_byte(fault: str, expected: dict[str, int]) -> None:
-    with running(RAMP, server="serve_ramp", fault=fault, at=1_000_003, count=4096) as run:
+    ramp = "tests.system.faulty_server:serve_ramp"
+    with running(RAMP, server=ramp, fault=fault, at=1_000_003, count=4096) as run:
         run.go_on(150)
         (seen,) = run.control.stop()["probes"]
         received, mismatches = run.told()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
+from netns.links import Links
 from netns.topology import Bridge, End, Link, Node, Spec, plan
 from testbed.measure.trace import Recorder
 from testbed.storage.client import NbdClient
@@ -116,10 +116,10 @@ class Stage:
         to_target = [row for row in rows if row[2].endswith(f":{TARGET[1]:04X}")]
         return sum(int(row[4].partition(":")[0], 16) for row in to_target)
 
-    def link(self, host: str, ifname: str, state: str) -> None:
-        subprocess.run(
-            ["ip", "netns", "exec", host, "ip", "link", "set", ifname, state], check=True, capture_output=True
-        )
+    def link(self, host: str, ifname: str, up: bool) -> None:
+        """Mend or cut a host's link."""
+        with Links(self.topology.namespace(host)) as links:
+            links.set_up(ifname, up)
 
     def await_state(self, host: str, wanted: str) -> None:
         """Return once a host's service has said that its volume is in this state, from the last event on."""

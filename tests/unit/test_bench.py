@@ -104,7 +104,7 @@ def test_a_bench_without_room_is_refused_by_name_and_left_out_of_all(monkeypatch
     assert named.exit_code == cli.CANNOT
     assert "bench quick: needs" in named.stderr
     ran: list[str] = []
-    monkeypatch.setattr(cli, "_inside_universe", lambda _runs, _name, inside: ran.append("run") or 0)
+    monkeypatch.setattr(cli, "inside_universe", lambda _runs, _name, inside: ran.append("run") or 0)
     every = CliRunner().invoke(cli.app, ["bench"])
     assert every.exit_code == cli.PASSED
     assert ran == ["run"]

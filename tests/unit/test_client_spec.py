@@ -11,6 +11,7 @@ from testbed.clients.spec import (
     ChurnSpec,
     ClientSpec,
     ClosedLoopSpec,
+    LedgerSpec,
     OpenLoopSpec,
     RampSpec,
     SpecError,
@@ -36,6 +37,7 @@ def test_a_client_with_one_probe_of_each_kind() -> None:
                 {"kind": "open-loop", "address": "fd07::10", "rate_per_s": 50},
                 {"kind": "ramp", "address": "10.7.0.10", "rate_bytes_per_s": 5000},
                 {"kind": "churn", "address": "10.7.0.10", "port": 77, "rate_per_s": 0.5},
+                {"kind": "ledger", "address": "10.7.0.10", "keys": 3, "size": 32},
             ],
         }
     )
@@ -47,6 +49,7 @@ def test_a_client_with_one_probe_of_each_kind() -> None:
             OpenLoopSpec(Target("fd07::10", 7000), rate_per_s=50),
             RampSpec(Target(guest, 7001), rate_bytes_per_s=5000),
             ChurnSpec(Target(guest, 77), rate_per_s=0.5),
+            LedgerSpec(Target(guest, 6379), keys=3, size=32),
         ),
         trace=Path("/run/recorder"),
     )
@@ -81,6 +84,10 @@ def test_a_client_with_one_probe_of_each_kind() -> None:
         (client(kind="open-loop", rate_per_s=float("nan")), "`rate_per_s`"),
         (client(kind="open-loop", program="kv"), "`program`"),
         (client(kind="churn", connections=4), "no field 'connections'"),
+        (client(kind="ledger", size=31), "`size` of a ledger must be 32 to 524288"),
+        (client(kind="ledger", size=(512 << 10) + 1), "`size` of a ledger must be 32 to 524288"),
+        (client(kind="ledger", keys=0), "`keys`.*from 1"),
+        (client(kind="ledger", program="echo"), "`program`.*kv-durable, kv"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argument: dict[str, Any], says: str) -> None:

@@ -424,6 +424,12 @@ def test_http_tells_the_host_and_counts_across_hosts() -> None:
     assert b"Served by host-&lt;b&gt;</h1>\n<p>2 requests" in peer.received()
 
 
+def test_http_gives_a_browser_no_reason_to_ask_for_an_icon() -> None:
+    """Which it would otherwise do once a site, and be told 404: a request too many, and an error."""
+    reply, _ = ask_http(Rehearsal(Http), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"<link rel=icon href='data:,'>" in reply
+
+
 def test_http_head_has_no_body_and_the_length_of_one() -> None:
     stage = Rehearsal(Http)
     reply, _ = ask_http(stage, b"HEAD /counter HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -166,9 +166,11 @@ class Http(Program):
         )
 
     def _page(self, count: int) -> bytes:
+        """The empty icon keeps a browser from asking for /favicon.ico, which would count, and as an error."""
         host = html.escape(self.host or "an unnamed host")
         return (
             f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{host}</title>\n"
+            f"<link rel=icon href='data:,'>\n"
             f"<h1>Served by {host}</h1>\n<p>{count} requests so far, wherever they were served.</p>\n"
             "</html>\n"
         ).encode()

@@ -1,0 +1,48 @@
+"""The options that several commands take, each with its help text in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed.scenario.options import OptionError
+
+DEFAULT_FOLDER = Path("testbed-runs")
+
+Ram = Annotated[str, typer.Option(help="The guest's RAM.")]
+Program = Annotated[
+    str, typer.Option(help="echo, kv, kv-durable, http, ramp, or your own: package.module:Class.")
+]
+Connections = Annotated[int, typer.Option(help="Connections that ask and wait, over all clients.")]
+DirtyRate = Annotated[int, typer.Option(help="Pages a second that the guest writes besides.")]
+Bandwidth = Annotated[
+    str | None, typer.Option(help="Rate of the wire between the hosts, as 1gbit. Unlimited if not given.")
+]
+Disk = Annotated[
+    str | None,
+    typer.Option(
+        help="The guest's disk, on storage that both hosts share and that decides who owns the guest. "
+        "If not given: 64MiB for kv-durable, 16MiB for --mode quick, else no storage at all."
+    ),
+]
+StorageRate = Annotated[
+    str | None,
+    typer.Option(help="Rate of each host's link to the storage, as 1gbit. Unlimited if not given."),
+]
+Durable = Annotated[
+    bool,
+    typer.Option("--durable", help="kv keeps its data on the disk, and answers when it is safe there."),
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
+Name = Annotated[str, typer.Option(help="Goes into the name of the run's folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
+RunFolder = Annotated[Path, typer.Option("--runs", help="Where to put the run's folder.")]
+
+
+def check_name(name: str) -> None:
+    """Raises OptionError where `name` cannot be part of a folder's name."""
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name) > 100:
+        allowed = "at most 100 characters, no slash, no dot first"
+        raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")

@@ -1,0 +1,102 @@
+"""The way of a command into a universe: what can be checked without a lab, a folder for what comes out, and
+nothing left of it when nothing did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from testbed.commands.ending import CANNOT, WRONG_REQUEST, explained, fail
+from testbed.scenario.options import MIN_RAM_BYTES, Options
+
+
+def check_possible(*runs: Options) -> list[str]:
+    """What needs no lab: the memory is there, and the programs can be loaded. Returns where a guest finds
+    them, too. Exits with status 2 otherwise.
+    """
+    from testbed.guest.program import ProgramError, load_program
+
+    import_path = [str(Path.cwd())]
+    sys.path[:0] = import_path
+    for options in runs:
+        _check_memory(options)
+        try:
+            load_program(options.program)
+        except ProgramError as error:
+            fail(WRONG_REQUEST, f"--program: {error}")
+    return import_path
+
+
+def _check_memory(options: Options) -> None:
+    """Both hosts hold the guest's RAM at the same time, and the storage target its LUN."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    stored_bytes = 0
+    if options.has_storage:
+        from testbed.scenario.storage import lun_bytes
+
+        stored_bytes = lun_bytes(options)
+    if stored_bytes > available:
+        fail(
+            WRONG_REQUEST,
+            f"--disk: {options.disk_bytes >> 20} MiB make a LUN of {stored_bytes >> 20} MiB, more than the "
+            f"{available >> 20} MiB of memory that are free",
+        )
+    if 2 * options.ram_bytes + stored_bytes > available:
+        least, most = MIN_RAM_BYTES >> 20, (available - stored_bytes) // 2 >> 20
+        lun = f" and a LUN of {stored_bytes >> 20} MiB" if stored_bytes else ""
+        fail(
+            WRONG_REQUEST,
+            f"--ram: {options.ram_bytes >> 20} MiB on two hosts{lun} are more than the {available >> 20} MiB "
+            f"of memory that are free; allowed here: {least} to {most} MiB",
+        )
+
+
+def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int:
+    """Run `inside` in a universe, with a folder of its own below `runs`; its exit status, or that of what
+    went wrong."""
+    from netns import universe
+    from netns.paths import RUN
+    from testbed.scenario.lab import PRELOAD
+    from testbed.scenario.run import give_to_caller, make_folder
+
+    if runs.resolve().is_relative_to(RUN):
+        fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: every run has a {RUN} of its own; use another")
+    runs_were_there = runs.exists()
+    try:
+        folder = make_folder(runs, name)
+    except OSError as error:
+        fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")
+
+    def guarded() -> int:
+        try:
+            status = inside(folder)
+            give_to_caller(folder)
+            return status
+        except Exception as error:
+            return explained(error, folder)
+
+    try:
+        return universe.run(guarded, preload=PRELOAD)
+    except universe.UniverseUnavailable as error:
+        fail(CANNOT, f"{error.what}: {error.cost}. {error.remedy}")
+    finally:
+        _remove_if_mute(folder)
+        if not runs_were_there:
+            with suppress(OSError):  # there is a run in it
+                runs.rmdir()
+
+
+def _remove_if_mute(folder: Path) -> None:
+    """Remove the folder of a run that left nothing to read: no file, or logs without a line."""
+    for below in [path for path in folder.iterdir() if path.is_dir()]:
+        _remove_if_mute(below)
+    left = list(folder.iterdir())
+    if all(path.is_file() and not path.stat().st_size for path in left):
+        for path in left:
+            path.unlink()
+        folder.rmdir()

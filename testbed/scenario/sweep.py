@@ -1,0 +1,173 @@
+"""Every fault, one after the other: what becomes of the guest, of its clients, and of the next migration.
+
+One lab lives through many faults, since it has to: after each the wires are mended, agents that died are
+replaced, a guest that died is booted from its disk, and a migration without a fault follows. A fault that
+leaves the lab in a state that this does not end in is told, and the next one gets a new lab.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.clients.control import ClientFailed
+from testbed.clients.control import ControlError as ClientControlError
+from testbed.faults.kinds import Fault, Kind
+from testbed.host.control import CommandFailed, ControlError
+from testbed.scenario.lab import Lab
+from testbed.scenario.options import Options
+
+PEER_DEADLINE_S = 2.0
+MIGRATION_DEADLINE_S = 60.0
+AFTER_S = 0.4
+"""How long clients are watched after a fault: a retransmission takes 0.2 s."""
+_LOST = ("writes_lost", "writes_phantom", "bytes_lost", "bytes_duplicated", "bytes_corrupted")
+_BROKEN = ("broken", "resets", "failed_connects")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one fault.
+
+    `outcome`: completed, rolled-back, or restarted where the guest died and was booted from its disk;
+    `owners` are the hosts on which the guest ran right afterwards, before anything was restarted. `broken`
+    and `lost` count connections and acknowledged writes or bytes. `clean`: the next migration completed and
+    was verified. `wrong` says what was not as it must be; empty if all was.
+    """
+
+    fault: str
+    outcome: str
+    owners: tuple[str, ...]
+    broken: int
+    lost: int
+    clean: bool
+    duration_s: float
+    wrong: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Sweep:
+    """Runs faults in labs of `options`, whose files go to `folder`. A context manager."""
+
+    def __init__(self, options: Options, folder: Path, import_path: Sequence[str] = ()) -> None:
+        self._options = options
+        self._folder = folder
+        self._import_path = list(import_path)
+        self._stack = ExitStack()
+        self._lab: Lab | None = None
+        self._before: dict[str, int] = {}
+        self._labs = 0
+
+    def __enter__(self) -> Sweep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, faults: Sequence[Fault]) -> Iterator[Cell]:
+        """Each fault's cell as soon as it is known."""
+        for fault in faults:
+            begun = time.monotonic()
+            cell = self._cell(fault, begun)
+            yield cell
+            if cell.wrong:
+                self._leave_lab()
+
+    def _cell(self, fault: Fault, begun: float) -> Cell:
+        wrong: list[str] = []
+        outcome, clean = "failed", False
+        owners: tuple[str, ...] = ()
+        counts = dict.fromkeys((*_BROKEN, *_LOST), 0)
+        try:
+            lab = self._lab or self._new_lab()
+            outcome, owners = self._make(lab, fault)
+            restarted = outcome == "restarted"
+            clean = self._migrate_clean(lab)
+            lab.watch(AFTER_S, _nothing)
+            counts = self._new_counts(lab)
+            wrong = judge(fault, outcome, owners, counts, clean)
+            if restarted:
+                self._new_clients(lab)
+        except (CommandFailed, ControlError, ClientFailed, ClientControlError, OSError) as error:
+            wrong = [f"{type(error).__name__}: {error}"]
+        broken, lost = (sum(counts[name] for name in names) for names in (_BROKEN, _LOST))
+        duration_s = round(time.monotonic() - begun, 2)
+        return Cell(str(fault), outcome, owners, broken, lost, clean, duration_s, tuple(wrong))
+
+    def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...]]:
+        """One migration with the fault, and what is left of it."""
+        migrate = lab.migrate_by_another if fault.kind is Kind.ORCHESTRATOR_KILLED else lab.migrate
+        source = lab.owner
+        migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path, fault=fault)
+        found = lab.settle(MIGRATION_DEADLINE_S)
+        owners = tuple(host for host, status in found.items() if status["guest"] == "running")
+        if not owners:
+            lab.restart(self._import_path)
+            return "restarted", owners
+        return "rolled-back" if lab.owner == source else "completed", owners
+
+    def _migrate_clean(self, lab: Lab) -> bool:
+        source, target = lab.migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path)
+        return "error" not in source and "error" not in target and bool(source["audited"])
+
+    def _new_counts(self, lab: Lab) -> dict[str, int]:
+        """What the clients have counted since the last time."""
+        summaries = lab.report_clients()
+        now = counted(summaries)
+        new = {name: count - self._before.get(name, 0) for name, count in now.items()}
+        self._before = now
+        return new
+
+    def _new_lab(self) -> Lab:
+        self._labs += 1
+        folder = self._folder / f"lab-{self._labs}"
+        folder.mkdir()
+        self._lab = self._stack.enter_context(Lab(self._options, folder, peer_deadline_s=PEER_DEADLINE_S))
+        self._lab.boot(self._import_path)
+        self._lab.start_clients()
+        self._before = {}
+        return self._lab
+
+    def _new_clients(self, lab: Lab) -> None:
+        """A guest that died has cut off its clients: others come in their place."""
+        lab.stop_clients([])
+        lab.start_clients()
+        self._before = {}
+
+    def _leave_lab(self) -> None:
+        self._lab = None
+        self._stack.close()
+
+
+def judge(
+    fault: Fault, outcome: str, owners: Sequence[str], counts: Mapping[str, int], clean: bool
+) -> list[str]:
+    """What of a cell is not as it must be. Pure."""
+    wrong = []
+    if len(owners) > 1:
+        wrong.append(f"runs on {' and '.join(owners)}")
+    if not owners and fault.kind is not Kind.GUEST_KILLED:
+        wrong.append("runs nowhere")
+    if outcome != "restarted":
+        wrong += [f"{name} {counts[name]}" for name in _BROKEN if counts.get(name)]
+    allowed = ("bytes_lost",) if outcome == "restarted" else ()  # replies that a dead guest owed
+    wrong += [f"{name} {counts[name]}" for name in _LOST if counts.get(name) and name not in allowed]
+    if not clean:
+        wrong.append("the next migration was not clean")
+    return wrong
+
+
+def counted(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """The counts of all clients' probes together. Pure."""
+    probes = [probe for summary in summaries.values() for probe in summary["probes"]]
+    return {name: sum(int(probe.get(name) or 0) for probe in probes) for name in (*_BROKEN, *_LOST)}
+
+
+def _nothing(_: dict[str, Any]) -> None:
+    """Nobody watches the events of a sweep; they lie in its folder."""
