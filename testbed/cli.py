@@ -31,6 +31,7 @@ from testbed.commands.ending import (
     tell,
     wrong_request,
 )
+from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
@@ -107,6 +108,10 @@ def migrate(
     ] = "testbed",
     migrations: Annotated[int, typer.Option(help="How many, there and back.")] = 1,
     baseline: Annotated[str, typer.Option(help="Normal service before the first one.")] = "1s",
+    fault: Annotated[
+        str | None,
+        typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
+    ] = None,
     seed: asked.Seed = _DEFAULT.seed,
     name: asked.Name = "migrate",
     json_: Annotated[
@@ -137,6 +142,8 @@ def migrate(
                 "disk": disk,
                 "storage-rate": storage_rate,
                 "durable": durable,
+                "storage-server": storage_server,
+                "fault": fault,
                 "downtime-limit": downtime_limit,
                 "max-rounds": max_rounds,
                 "on-stall": on_stall,
@@ -144,7 +151,6 @@ def migrate(
                 "hold": hold,
                 "mac": mac,
                 "tracker": tracker,
-                "storage-server": storage_server,
                 "migrations": migrations,
                 "baseline": baseline,
                 "seed": seed,
@@ -155,6 +161,7 @@ def migrate(
 
 
 app.command()(compare)
+app.command()(faults)
 
 
 @app.command()

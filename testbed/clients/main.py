@@ -114,7 +114,7 @@ class Client:
                 except _Unable as error:
                     answer = {"error": f"{self.spec.name}: {error}"}
                 send_message(self._control, answer)
-                self._trace.flush(wait=False)
+                self._trace.flush()
                 if "summary" in answer and request["do"] == "stop":
                     return
         except ControlError:

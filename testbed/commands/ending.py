@@ -76,6 +76,7 @@ def explained(error: Exception, folder: Path) -> int:
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.host.control import CommandFailed, ControlError
     from testbed.storage.nbdkit import NbdkitError
+    from testbed.storage.volume_client import VolumeLost, VolumeRefused
 
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         tell(f"no room for the run's folder {folder}: {error}")
@@ -86,7 +87,7 @@ def explained(error: Exception, folder: Path) -> int:
         return CANNOT
     missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
     foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
-    foreseen += (ClientControlError, CommandFailed, ControlError)
+    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost)
     if not isinstance(error, foreseen):
         raise error
     tell(str(error))

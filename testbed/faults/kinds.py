@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
@@ -88,3 +89,20 @@ class Fault:
 def matrix(*, storage: bool) -> list[Fault]:
     """Every fault that can be made with or without shared storage, phase by phase."""
     return [Fault(phase, kind) for phase in Phase for kind in Kind if storage or not kind.needs_storage]
+
+
+def chosen(patterns: Iterable[str], *, storage: bool) -> list[Fault]:
+    """The faults of the matrix that ``PHASE:KIND`` names, each part of which may be ``*``. FaultError names
+    what is allowed.
+    """
+    found: dict[Fault, None] = {}
+    for pattern in patterns:
+        phase, _, kind = pattern.partition(":")
+        any_phase, any_kind = Phase.SETUP.value, Kind.LINK_RESET.value
+        example = Fault.parse(pattern.replace("*:", f"{any_phase}:").replace(":*", f":{any_kind}"))
+        if example.kind.needs_storage and not storage:
+            raise FaultError(f"{pattern!r} needs shared storage")
+        for fault in matrix(storage=storage):
+            if phase in ("*", fault.phase.value) and kind in ("*", fault.kind.value):
+                found[fault] = None
+    return list(found)

@@ -263,7 +263,7 @@ class Agent:
         gc.disable()
         try:
             giving = self._saving(channel, self._guest)
-            clock, cancelled = time.monotonic_ns, self._was_cancelled
+            clock, cancelled = time.monotonic_ns, self._reception.cancelled
             outcome = Source(departing, giving, plan, clock, trace, cancelled).run()
         finally:
             if departing.deleted:
@@ -308,10 +308,6 @@ class Agent:
             return self._trace
         host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
         return FaultyTrace(self._trace, fault, host)
-
-    def _was_cancelled(self) -> bool:
-        message = self._reception.poll()
-        return message is not None and message.get("do") == "cancel"
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
         if self._guest is None:

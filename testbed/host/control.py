@@ -118,12 +118,17 @@ class Line:
 
 
 class Reception:
-    """The agent's end: a listening socket, and the orchestrator that came last, if it is still there."""
+    """The agent's end: a listening socket, and the orchestrator that came last, if it is still there.
+
+    An answer goes to the one who asked: if that one is gone, to nobody.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
         listener.setblocking(False)
         self._listener = listener
         self._line: Line | None = None
+        self._asker: Line | None = None
+        self._waiting: list[dict[str, Any]] = []
 
     def sources(self) -> list[Any]:
         """What to wait on until :meth:`poll` may have something."""
@@ -131,10 +136,26 @@ class Reception:
 
     @property
     def pending(self) -> bool:
-        return self._line is not None and self._line.pending
+        return bool(self._waiting) or (self._line is not None and self._line.pending)
+
+    def cancelled(self) -> bool:
+        """Whether a ``cancel`` has come while a command is being carried out; other requests wait."""
+        message = self._next()
+        if message is None:
+            return False
+        if message.get("do") == "cancel":
+            return True
+        self._waiting.append(message)
+        return False
 
     def poll(self) -> dict[str, Any] | None:
         """The next request if one is there, without waiting. An orchestrator that is gone is forgotten."""
+        message = self._waiting.pop(0) if self._waiting else self._next()
+        if message is not None:
+            self._asker = self._line
+        return message
+
+    def _next(self) -> dict[str, Any] | None:
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
@@ -154,14 +175,14 @@ class Reception:
     @property
     def peer_pid(self) -> int | None:
         """The orchestrator's process; None where there is none."""
-        if self._line is None:
+        if self._line is None or self._line is not self._asker:
             return None
         pid, _, _ = _CREDENTIALS.unpack(self._line.option(socket.SO_PEERCRED, _CREDENTIALS.size))
         return int(pid)
 
     def send(self, message: dict[str, Any]) -> bool:
         """Answer; False where nobody is there to hear it any more."""
-        if self._line is None:
+        if self._line is None or self._line is not self._asker:
             return False
         try:
             self._line.send(message)
@@ -171,6 +192,7 @@ class Reception:
         return True
 
     def _hang_up(self) -> None:
+        self._waiting.clear()
         if self._line is not None:
             self._line.close()
             self._line = None

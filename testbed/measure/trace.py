@@ -8,12 +8,15 @@ An event is one JSON object: ``t_ns`` (CLOCK_MONOTONIC), ``source`` (the process
 field ``phase``.
 
 Recording appends to a list and costs about a microsecond, so it may be done inside the blackout;
-:meth:`Trace.flush` sends what has gathered to the recorder's datagram socket and belongs outside it.
+:meth:`Trace.flush` sends what has gathered to the recorder, a JSON line each, and belongs outside it. The
+connection is a stream, for a queue of datagrams is full after ten (net.unix.max_dgram_qlen), and whoever
+flushes would then wait for whoever records, who may be waiting for it.
 """
 
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -21,13 +24,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-RECORDER_BUFFER_BYTES = 4 << 20
+READ_BYTES = 1 << 18
 
 
 class Trace:
     """The events of one process, named `source`, on their way to the recorder.
 
-    `recorder` is the path of the recorder's datagram socket; without one the events stay in :attr:`pending`.
+    `recorder` is the path of the recorder's socket; without one the events stay in :attr:`pending`.
     """
 
     def __init__(self, source: str, recorder: Path | None = None) -> None:
@@ -35,7 +38,7 @@ class Trace:
         self.pending: list[dict[str, Any]] = []
         self._socket: socket.socket | None = None
         if recorder is not None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.connect(str(recorder))
 
     def event(self, event: str, *, t_ns: int | None = None, **fields: Any) -> int:
@@ -56,21 +59,15 @@ class Trace:
             raise
         self.event("end", phase=phase)
 
-    def flush(self, *, wait: bool = True) -> None:
-        """Send what has gathered. Blocks while the recorder's queue is full, which holds as little as ten
-        events (net.unix.max_dgram_qlen): never call it in the blackout. Without `wait` the rest stays for the
-        next time: for a process that its recorder's reader waits for.
+    def flush(self) -> None:
+        """Send what has gathered. Blocks while the recorder's buffer is full, some hundred events that nobody
+        has read; never call it in the blackout.
         """
-        if self._socket is None:
+        if self._socket is None or not self.pending:
             return
         pending, self.pending = self.pending, []
-        for number, event in enumerate(pending):
-            data = json.dumps(event, separators=(",", ":")).encode()
-            try:
-                self._socket.send(data, 0 if wait else socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self.pending = pending[number:]
-                return
+        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in pending]
+        self._socket.sendall("".join(lines).encode())
 
     def close(self) -> None:
         self.flush()
@@ -79,29 +76,61 @@ class Trace:
 
 
 class Recorder:
-    """The receiving end: a datagram socket at `path`, and every event received so far in :attr:`events`."""
+    """The receiving end: listens at `path`, and has every event received so far in :attr:`events`."""
 
     def __init__(self, path: Path) -> None:
         self.events: list[dict[str, Any]] = []
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECORDER_BUFFER_BYTES)
-        self._socket.bind(str(path))
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(str(path))
+        self._listener.listen(socket.SOMAXCONN)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._sources: dict[int, tuple[socket.socket, bytearray]] = {}
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        """Readable when something has arrived."""
+        return self._epoll.fileno()
 
     def receive(self) -> list[dict[str, Any]]:
         """Take in what has arrived, without waiting; returns the new events."""
         new: list[dict[str, Any]] = []
-        while True:
-            try:
-                new.append(json.loads(self._socket.recv(1 << 16)))
-            except BlockingIOError:
-                self.events.extend(new)
-                return new
+        while found := self._epoll.poll(0):
+            for fd, _ in found:
+                if fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    new += self._read(fd)
+        self.events.extend(new)
+        return new
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        self._sources[connection.fileno()] = (connection, bytearray())
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+    def _read(self, fd: int) -> list[dict[str, Any]]:
+        """The whole lines that one process has sent; what it had not finished when it died is left out."""
+        connection, buffer = self._sources[fd]
+        try:
+            data = connection.recv(READ_BYTES)
+        except (BlockingIOError, ConnectionResetError):
+            data = b""
+        if not data:
+            self._epoll.unregister(fd)
+            connection.close()
+            del self._sources[fd]
+            return []
+        buffer += data
+        *lines, rest = buffer.split(b"\n")
+        buffer[:] = rest
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
         """Stop receiving; the path is free again."""
-        self._socket.close()
+        self._epoll.close()
+        self._listener.close()
+        for connection, _ in self._sources.values():
+            connection.close()
         self._path.unlink(missing_ok=True)

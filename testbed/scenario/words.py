@@ -56,7 +56,6 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {
     "max-bandwidth": ("max_bandwidth_bits_per_s", parse_rate),
     "disk": ("disk_bytes", parse_size),
     "storage-rate": ("storage_rate_bits_per_s", parse_rate),
-    "storage-server": ("storage_server", str),
     "downtime-limit": ("downtime_limit_ns", parse_duration),
     "max-rounds": ("max_rounds", _whole),
     "on-stall": ("on_stall", str),
@@ -67,6 +66,8 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {
     "migrations": ("migrations", _whole),
     "baseline": ("baseline_ns", parse_duration),
     "seed": ("seed", _whole),
+    "fault": ("fault", str),
+    "storage-server": ("storage_server", str),
 }
 """The field of :class:`Options` that a word fills, and how its text is read (ValueError)."""
 

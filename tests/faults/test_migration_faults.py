@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from testbed.cli import CHECK_FAILED, status_of
+from testbed.cli import CHECK_FAILED, ROLLED_BACK, status_of
 from testbed.host.control import CommandFailed
 from testbed.host.network import guest_namespace
+from testbed.measure.result import Result
 from testbed.migration import wire
 from testbed.scenario import plan as planned
 from testbed.scenario import run as run_module
@@ -199,11 +200,8 @@ def kill_source(lab: Lab) -> None:
     lab.agents[lab.owner].process.kill()
 
 
-@pytest.mark.parametrize("act", [kill_guest, kill_source])
-def test_a_guest_that_dies_during_precopy_has_failed_and_was_not_rolled_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Lab], None]
-) -> None:
-    """And the run leaves its result all the same."""
+def run_and(act: Callable[[Lab], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """A run in whose first round something happens."""
     labs: list[Lab] = []
 
     class Known(Lab):
@@ -211,17 +209,32 @@ def test_a_guest_that_dies_during_precopy_has_failed_and_was_not_rolled_back(
             labs.append(self)
             super().__init__(*arguments, **options)
 
-    class Kills(Witness):
+    class Acts(Witness):
         def event(self, event: dict[str, Any]) -> None:
             if event["event"] == "round" and event["number"] == 1:
                 act(labs[0])
 
     monkeypatch.setattr(run_module, "Lab", Known)
-    result = run_module.run(SLOW, "test", tmp_path, Kills())
+    return run_module.run(SLOW, "test", folder, Acts())
+
+
+def test_a_guest_that_dies_during_precopy_has_failed_and_was_not_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run leaves its result all the same."""
+    result = run_and(kill_guest, tmp_path, monkeypatch)
     assert result.outcome == "failed"
     assert "does not run any more" in str(result.migrations[0].reason)
     assert status_of(result) == CHECK_FAILED
     assert (tmp_path / "result.json").exists()
+
+
+def test_a_source_agent_that_dies_leaves_a_run_that_was_rolled_back_and_clients_unbroken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_and(kill_source, tmp_path, monkeypatch)
+    assert (result.outcome, result.migrations[0].owner) == ("rolled-back", "host-a")
+    assert status_of(result) == ROLLED_BACK
 
 
 def test_the_migration_wire_is_cut_during_precopy(lab: Lab) -> None:

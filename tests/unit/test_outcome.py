@@ -40,7 +40,7 @@ TARGET = {
     "first_heard_ns": 4_190_000,
     "counts": {"frames_held": 2, "frames_released": 4, "frames_dropped": 0, "announcements_sent": 10},
 }
-TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000, owner="host-b")
+TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000, "host-b")
 NO_GAP = model.Gap(p50=None, p99=None, max=None)
 
 
@@ -97,8 +97,15 @@ def test_an_error_before_the_commit_is_a_rollback_and_its_blackout_ends_at_the_s
         {"event": "mark", "name": "running-again", "t_ns": 3_500_000},
         {"event": "rolled-back", "t_ns": 3_600_000, "reason": "x"},
     ]
-    answers = {"source_answer": {"error": "RAM altered"}, "target_answer": {"error": "told so"}}
-    one = made(replace(TOLD, **answers, events=events, owner="host-a"))
+    one = made(
+        replace(
+            TOLD,
+            source_answer={"error": "RAM altered"},
+            target_answer={"error": "told so"},
+            events=events,
+            owner="host-a",
+        )
+    )
     assert (one.outcome, one.blackout_ms, one.ram.verified) == ("rolled-back", 2.5, False)
     assert one.reason == "host-a: RAM altered; host-b: told so"
 
@@ -113,7 +120,12 @@ def test_a_source_that_is_not_wholly_removed_is_told_and_the_migration_completed
 def test_a_guest_that_runs_nowhere_is_a_failure() -> None:
     one = made(replace(TOLD, target_answer={"error": "gone"}, owner=None))
     assert one.outcome == "failed"
-    assert one.reason == "host-b: gone; the guest does not run any more"
+    assert "does not run any more" in str(one.reason)
+
+
+def test_where_the_guest_runs_says_what_came_of_it_whatever_an_agent_could_tell() -> None:
+    """A source agent that died after the commit tells nothing; the guest is at the target all the same."""
+    assert made(replace(TOLD, source_answer={"error": "the agent is gone"})).outcome == "completed"
 
 
 def summary(during: list[int | None], quiet: list[int | None], **probe: Any) -> dict[str, Any]:
