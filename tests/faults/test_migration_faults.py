@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from testbed.cli import CHECK_FAILED, ROLLED_BACK, status_of
+from testbed.commands.ending import CHECK_FAILED, ROLLED_BACK, status_of
 from testbed.host.control import CommandFailed
 from testbed.host.network import guest_namespace
 from testbed.measure.result import Result
