@@ -58,12 +58,13 @@ class PlainServer:
     """nbdkit with the guest's disk, started; close it to end it. Raises NbdkitError."""
 
     def __init__(self, options: Options, namespaces: Mapping[str, Namespace]) -> None:
-        FOLDER.mkdir(exist_ok=True)
         disk = FOLDER / f"{planned.GUEST_DISK}.img"
-        disk.touch()
-        os.truncate(disk, options.disk_bytes)
         address = planned.STORAGE_ADDRESS[planned.STORAGE]
         with ExitStack() as stack:
+            stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
+            FOLDER.mkdir(exist_ok=True)
+            disk.touch()
+            os.truncate(disk, options.disk_bytes)
             stack.enter_context(nbdkit.serving(disk, address, NBD_PORT, namespaces[planned.STORAGE]))
             self._stack = stack.pop_all()
 

@@ -108,6 +108,13 @@ def assert_one_line(ended: Ended, status: int, *words: str) -> None:
         ("migrate --on-stall panic", ("--on-stall", "panic", "switch", "give-up")),
         ("migrate --tracker magic", ("--tracker", "magic", "auto", "userfaultfd", "soft-dirty", "digest")),
         ("migrate --program doom", ("--program", "doom", "echo", "kv", "http", "ramp", "module:Class")),
+        (
+            "migrate --disk 16MiB --storage-server san",
+            ("--storage-server", "san", "testbed", "nbdkit"),
+        ),
+        # not together
+        ("migrate --storage-server nbdkit", ("--storage-server", "without --disk")),
+        ("migrate --mode quick --storage-server nbdkit", ("--storage-server", "no LUN", "quick")),
         # not what it should be
         ("migrate --clients few", ("--clients", "integer")),
         ("migrate --seed odd", ("--seed", "integer")),
@@ -205,6 +212,14 @@ def test_a_tracker_that_the_kernel_lacks(folder: Path, possible: None) -> None:
     else:
         assert_one_line(ended, CANNOT, "soft-dirty", "CONFIG_MEM_SOFT_DIRTY")
         assert not (folder / RUNS).exists()
+
+
+def test_a_storage_server_that_is_not_installed(
+    folder: Path, possible: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    ended = run(folder, "migrate", *SMALL, "--disk", "1MiB", "--storage-server", "nbdkit", "--quiet")
+    assert_one_line(ended, CANNOT, "nbdkit", "apt install")
 
 
 # ---- programs that fail in a run

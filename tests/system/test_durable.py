@@ -61,11 +61,9 @@ def test_a_guest_that_is_killed_is_booted_from_its_disk_and_held_to_its_word(
     described = planned.guest
     monkeypatch.setattr(planned, "guest", lambda options: replace(described(options), program=program))
     with standing(tmp_path, **DURABLE) as lab:
-        host = lab.owner
         killed, _ = lab.migrate(ignored, DEADLINE_S, IMPORT_PATH, Fault(Phase.PRECOPY, Kind.GUEST_KILLED))
         assert "error" in killed
-        lab.agents[host].line.ask({"do": "release"}, DEADLINE_S)
-        lab.boot(IMPORT_PATH)
+        lab.restart(IMPORT_PATH)
         lab.watch(1.5, ignored)
         probes = [probe for summary in lab.stop_clients([]).values() for probe in summary["probes"]]
     assert sum(probe["broken"] for probe in probes) == SMALL.connections
