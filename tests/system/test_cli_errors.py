@@ -314,6 +314,15 @@ def test_killed(folder: Path, possible: None, moment: str) -> None:
     assert running.end().status == -signal.SIGKILL
 
 
+def test_a_terminal_that_takes_nothing_more_does_not_change_the_exit_status(folder: Path) -> None:
+    """/dev/full refuses every write, as a terminal that is gone does."""
+    code = "from testbed import cli; cli.app = lambda *_, **__: 143; print('left', end=''); cli.main()"
+    with Path("/dev/full").open("w") as full:
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        done = subprocess.run([COMMAND[0], "-c", code], stdout=full, stderr=full, cwd=folder, env=buffered)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 def test_the_terminal_is_closed(folder: Path, possible: None) -> None:
     ours, theirs = os.openpty()
     try:
