@@ -36,7 +36,7 @@ def faults(
     """Make every fault at every phase of a migration: who has the guest afterwards, what its clients lost,
     and whether the next migration is clean."""
     with wrong_request():
-        options = _options(ram, mode, seed, storage=storage)
+        options = options_for(ram, mode, seed, storage=storage)
         if every < 1:
             raise OptionError(f"--every: {every} is not 1 or more")
         try:
@@ -52,7 +52,7 @@ def faults(
     finish(inside_universe(runs, name, inside))
 
 
-def _options(ram: str, mode: str, seed: int, *, storage: bool) -> Options:
+def options_for(ram: str, mode: str, seed: int, *, storage: bool) -> Options:
     """A small lab in which every kind of client has something to lose."""
     words: dict[str, str | float | bool | None] = {"ram": ram, "mode": mode, "seed": seed, "baseline": "0ms"}
     words |= {"clients": 2, "connections": 4, "working-set": "1MiB", "dirty-rate": 1000}

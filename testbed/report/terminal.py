@@ -20,10 +20,19 @@ STORY = {
     "provision": "provision    a guest is put in place at {target}, silent and not active",
     "precopy": "pre-copy     RAM crosses while the guest runs",
     "pause": "pause        the guest stops at {source}, frames for it are held",
-    "commit": "commit       verified: from here the guest is {target}'s",
+    "switchover": "state        what is left crosses: pages, sockets, registers",
+    "verify": "verify       both copies are held against each other",
+    "commit": "commit       from here the guest is {target}'s",
+    "announce": "announce     the network is told that the guest is at {target}",
     "resume": "resume       held frames are released, the guest runs on at {target}",
     "delete": "delete       the copy at {source} is audited once more and deleted",
 }
+MARKS = {
+    "state-saved": "saved        all of it lies on the LUN",
+    "dismounted": "dismount     {source} has let go of the LUN",
+    "mounted": "mount        {target} has the LUN",
+}
+"""What a Quick Migration does with its LUN."""
 
 
 class Progress:
@@ -50,14 +59,31 @@ class Progress:
         if self._quiet or not self._names:
             return
         if event["event"] == "round":
+            if event["number"] == 1:
+                self._tell(STORY["precopy"])
             self._console.print(Text(f"  {round_line(event)}"))
         elif event["event"] == "begin" and self._is_told(event):
-            self._console.print(Text("  " + STORY[event["phase"]].format(**self._names)))
+            self._tell(STORY[event["phase"]])
+        elif event["event"] == "mark" and event["name"] in MARKS:
+            self._tell(MARKS[event["name"]])
+        elif event["event"] == "lun":
+            self._console.print(Text(f"  {lun_line(event)}"))
         elif event["event"] == "rolled-back":
             self._console.print(Text(f"  rolled back   {event['reason']}", style="yellow"))
 
+    def _tell(self, line: str) -> None:
+        self._console.print(Text("  " + line.format(**self._names)))
+
     def _is_told(self, event: dict[str, Any]) -> bool:
-        return event["phase"] in STORY and event["source"] == self._names["source"]
+        """Pre-copy is told with its first round: not every mode has one."""
+        told = event["phase"] in STORY and event["phase"] != "precopy"
+        return told and event["source"] == self._names["source"]
+
+
+def lun_line(event: dict[str, Any]) -> str:
+    """How far a saved state is on its way to the LUN, or back."""
+    way = "to the LUN" if event["way"] == "out" else "from the LUN"
+    return f"{way:<12} {format_size(event['bytes']):>9} of {format_size(event['of_bytes'])}"
 
 
 def round_line(event: dict[str, Any]) -> str:
@@ -111,11 +137,16 @@ def _show_blackout(console: Console, result: Result) -> None:
     for (name, ms), style in zip(result.blackout_parts_ms.items(), PART_STYLES * 2, strict=False):
         width = round(BAR_WIDTH * ms / result.blackout_ms) if result.blackout_ms else 0
         bar.append("█" * width, style=style)
-        cells.append(Text("  ■ ", style=style).append(f"{name} {ms:.2f}", style="default"))
+        cells.append(Text("  ■ ", style=style).append(f"{name} {_short(ms)}", style="default"))
     for start in range(0, len(cells), 4):
         legend.add_row(*cells[start : start + 4])
     console.print(bar)
     console.print(legend)
+
+
+def _short(ms: float) -> str:
+    """Milliseconds without their unit, which stands beside the sum; seconds with it."""
+    return f"{ms:.2f}" if ms < 1000 else format_ms(ms)
 
 
 def _show_clients(console: Console, result: Result) -> None:

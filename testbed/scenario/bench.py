@@ -41,7 +41,7 @@ QUICK = Options(
 DURABLE = Options(program="kv-durable", disk_bytes=64 << 20)
 ENDURANCE_MIGRATIONS, DURABLE_MIGRATIONS = 100, 200
 QUICK_MIGRATIONS, LIVE_BESIDE_QUICK = 2, 5
-LUN_PARTS = ("memory to the LUN", "flush", "dismount", "mount", "memory from the LUN")
+LUN_PARTS = ("to the LUN", "flush", "dismount", "mount", "from the LUN")
 NEEDS_BYTES = {"copy": 2 * COPY.ram_bytes, "quick": 3 * QUICK.ram_bytes}
 """Memory that a bench takes: the guest's RAM on two hosts, and once more where it is saved on the LUN."""
 STORAGE_BYTES = 256 << 20

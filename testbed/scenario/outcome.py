@@ -29,12 +29,12 @@ PARTS = {
 
 QUICK_PARTS = {
     "cut": "cut off",
-    "pages-sent": "memory to the LUN",
+    "pages-sent": "to the LUN",
     "devices-sent": "freeze",
     "state-saved": "flush",
     "dismounted": "dismount",
     "mounted": "mount",
-    "pages-received": "memory from the LUN",
+    "pages-received": "from the LUN",
     **{mark: part for mark, part in PARTS.items() if mark not in ("cut", "pages-sent", "devices-sent")},
 }
 """The same of a Quick Migration."""
