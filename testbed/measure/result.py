@@ -69,13 +69,15 @@ class Network(_Model):
 class Migration(_Model):
     """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
     stopped. `reason` says what kept it from completing, or its source from being deleted as a whole. `owner`
-    is the host on which the guest ran afterwards; `fault` was made on purpose."""
+    is the host on which the guest ran afterwards, and `deleted` says whether the source had nothing of it
+    then; `fault` was made on purpose."""
 
     outcome: Outcome
     reason: str | None
     source: str
     target: str
     owner: str | None
+    deleted: bool
     fault: str | None
     total_ms: float
     blackout_ms: float | None

@@ -13,7 +13,7 @@ def judge(
     """Every check, in the order in which a person wants to know."""
     completed = sum(one.outcome == "completed" for one in migrations)
     verified = sum(one.ram.verified for one in migrations if one.outcome == "completed")
-    left_behind = [one.reason for one in migrations if one.outcome == "completed" and one.reason]
+    left_behind = [str(one.reason) for one in migrations if one.outcome == "completed" and not one.deleted]
     dropped = sum(one.network.frames_dropped for one in migrations)
     count = len(migrations)
     checks = [

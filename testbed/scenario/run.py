@@ -139,7 +139,9 @@ def _migrate(
     source_answer, target_answer = migrate(on_event, MIGRATION_DEADLINE_S, import_path, fault=fault)
     ended_ns = time.monotonic_ns()
     if fault is not None:
-        _after_fault(lab, witness, import_path)
+        left = _after_fault(lab, witness, import_path)
+        if source in left and lab.owner == target:
+            source_answer["left_behind"] = f"the guest is {left[source]} there"
     lab.watch(after_s, on_event)
     stats = _guest_stats(lab)
     if stats is not None:
@@ -164,8 +166,10 @@ def _migrate(
     )
 
 
-def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> None:
-    """What a cluster does by itself: mend, replace, and boot a guest that died from its disk."""
+def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> dict[str, str]:
+    """What a cluster does by itself: mend, replace, and boot a guest that died from its disk. Returns what
+    each host then had of the guest.
+    """
     found = lab.settle(MIGRATION_DEADLINE_S)
     owners = [host for host, status in found.items() if status["guest"] == "running"]
     if owners:
@@ -173,6 +177,7 @@ def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> None
     elif lab.storage is not None:
         witness.say(f"after the fault the guest is dead: booted from its disk on {lab.owner}")
         lab.restart(import_path)
+    return {host: str(status["guest"]) for host, status in found.items() if status["guest"] is not None}
 
 
 def _result(
