@@ -262,7 +262,17 @@ def main() -> NoReturn:
     if status in ENDED_BY:
         with suppress(OSError):  # the terminal may be what is gone
             tell(f"ended by {ENDED_BY[status]}; nothing of the lab is left")
+        _let_go_of_the_terminal()
     sys.exit(status)
+
+
+def _let_go_of_the_terminal() -> None:
+    """What a terminal that is gone did not take, Python would write again at its end, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _UsageError: Any = typer.BadParameter.__base__

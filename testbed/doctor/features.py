@@ -106,7 +106,7 @@ KERNEL = (
 
 TOOLS = (
     Tool("iperf3", "iperf3", "the bench's yardstick for the copy rate"),
-    Tool("nbdkit", "nbdkit", "the bench's yardstick for the storage target"),
+    Tool("nbdkit", "nbdkit", "--storage-server nbdkit, the bench's yardstick"),
     Tool("nbdcopy", "libnbd-bin", "the bench of the storage target"),
     Tool("nbdinfo", "libnbd-bin", "tests of the target with a real client"),
     Tool("qemu-io", "qemu-utils", "tests of the target with another one"),

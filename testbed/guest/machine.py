@@ -35,6 +35,7 @@ from testbed.memory.region import Region
 from testbed.memory.userfaultfd import open_for_tracking
 
 ACCEPTS_A_STEP = 8
+QUEUED_A_TURN = 16
 SWEEP_S = 1.0
 REGISTERS_VERSION = 1
 
@@ -150,9 +151,11 @@ class Machine:
             # With the flag still up no order has come: one more step. A flag that was forgotten slows a
             # guest, it does not stop it.
             ran_queued = bool(queue)
-            if queue:
+            for _ in range(min(len(queue), QUEUED_A_TURN)):
                 service.run_queued()
                 self._steps += 1
+                if flag[0]:
+                    break
             if loading and not (ran_queued and flag[0]) and (now_ns := monotonic_ns()) >= load_due_ns:
                 still_due = load.run(now_ns)
                 self._steps += 1

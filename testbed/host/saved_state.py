@@ -25,7 +25,7 @@ def largest_state_bytes(ram_bytes: int) -> int:
 
 
 def remove(client: VolumeClient, name: str) -> None:
-    """Delete the saved state `name`, if there is one, whosever it was. VolumeRefused, VolumeLost."""
+    """Delete the file `name`, if there is one, whosever it was. VolumeRefused, VolumeLost."""
     disk = client.disks().get(name)
     if disk is not None:
         client.claim(name, disk["epoch"])

@@ -5,15 +5,16 @@ its last RoundBegin to StateEnd is written to a file, message by message as it w
 the storage changes hands, and one message over the network says where the file lies::
 
     source  --- Hello ... Prepare ------------------- network ------------------->  target
-    source  === RoundBegin, pages, devices, StateEnd  ===> file
+    source  === Hello, RoundBegin, pages, devices, StateEnd  ===> file
             (storage dismounted here)
     source  --- Saved(file, size) ------------------- network ------------------->  target
                                                             (storage mounted there)
-                        file ===> RoundBegin, pages, devices, StateEnd  =========>  target
+                        file ===> Hello, RoundBegin, pages, devices, StateEnd  ==>  target
     source  <-- Ready --- Commit, Resumed ... ------- network ------------------->  target
 
 A file that was cut short or altered is refused like a message that was: by its digests, by StateEnd's root
-over all of RAM, or because it ends too soon. The source's guest then goes on as after any other failure.
+over all of RAM, or because it ends too soon. So is one of another version, which its first message tells. The
+source's guest then goes on as after any other failure.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from testbed.migration.channel import Channel
 from testbed.migration.errors import ProtocolError
 from testbed.migration.wire import (
     HEADER,
+    NONCE,
     PAGE,
+    VERSION,
     Abort,
+    Hello,
     Message,
     Pages,
     RoundBegin,
@@ -96,6 +100,7 @@ class SavingChannel(_Peer):
             file.give_up()
         if self._file is None and isinstance(message, RoundBegin):
             self._file = self._begin()
+            self._file.write(encode(Hello(VERSION, bytes(NONCE))))
         if self._file is None:
             return self._peer.send(message)
         data = encode(message)
@@ -146,12 +151,23 @@ class RestoringChannel(_Peer):
             if not isinstance(message, Saved):
                 return message
             self._file = self._begin(message)
-        header = parse_header(self._read(bytearray(HEADER.size)))
-        message = parse(header, self._read(bytearray(header.length)))
+            self._check_version(self._next())
+        message = self._next()
         if isinstance(message, StateEnd):
             self._file.close()
             self._file = None
         return message
+
+    def _next(self) -> Message:
+        header = parse_header(self._read(bytearray(HEADER.size)))
+        return parse(header, self._read(bytearray(header.length)))
+
+    @staticmethod
+    def _check_version(first: Message) -> None:
+        if not isinstance(first, Hello):
+            raise ProtocolError("the saved state does not begin with its version")
+        if first.version != VERSION:
+            raise ProtocolError(f"the saved state is of version {first.version}, this is {VERSION}")
 
     def receive_pages(self, message: Pages, ram: Region) -> None:
         if self._file is None:

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from testbed.migration.wire import MAX_PAGES_A_MESSAGE
-
 PAGE = 4096
 MESSAGE_NS = 100_000_000
 """How long a message may keep the source from hearing that the migration is cancelled, roughly."""
 FIRST_MESSAGE_PAGES = 64
 LEAST_MESSAGE_PAGES = 16
+MOST_MESSAGE_PAGES = 4096  # wire.MAX_PAGES_A_MESSAGE, which `testbed --help` need not load
 WORTH_MEASURING = 1 << 20  # bytes; a shorter round says more about latency than about bandwidth
 
 
@@ -102,5 +101,5 @@ def message_pages(pages: int, duration_ns: int) -> int:
     if duration_ns > MESSAGE_NS:
         return max(pages // 2, LEAST_MESSAGE_PAGES)
     if duration_ns < MESSAGE_NS // 4:
-        return min(pages * 2, MAX_PAGES_A_MESSAGE)
+        return min(pages * 2, MOST_MESSAGE_PAGES)
     return pages

@@ -36,6 +36,8 @@ from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
+MEND_AFTER_S = 6.0
+"""How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
 SLOWEST_STORAGE_BITS_PER_S = 500_000_000
 """Of a link that is not limited: what this machine gives when it is busy."""
 BOOT_DEADLINE_S = 120.0
@@ -201,15 +203,18 @@ class Lab:
         lines[source].ask(sending, READY_DEADLINE_S)
         answers: dict[str, dict[str, Any]] = {}
         end = time.monotonic() + deadline_s
+        mend_at = time.monotonic() + MEND_AFTER_S if fault is not None else end
         while len(answers) < 2:
-            self._wait(
-                [lines[host] for host in lines if host not in answers], end - time.monotonic(), on_event
-            )
+            left_s = min(end, mend_at) - time.monotonic()
+            self._wait([lines[host] for host in lines if host not in answers], left_s, on_event)
             for host, line in lines.items():
                 if host not in answers and (answer := _answer_from(line)) is not None:
                     answers[host] = answer
             if time.monotonic() > end:
                 raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
+            if time.monotonic() > mend_at:
+                mend_at = end
+                self.mend()
         if any("error" in answer for answer in answers.values()):
             self.settle(end - time.monotonic())
         else:
@@ -263,8 +268,7 @@ class Lab:
         Without shared storage an agent may not be able to tell whether its guest runs elsewhere; here both
         can be asked. `owner` is the guest's host afterwards, if it runs; the answers are each host's status.
         """
-        for host in self.agents:
-            mend(self.topology.namespace(host), storage=self.storage is not None)
+        self.mend()
         found = self._statuses(deadline_s)
         for host, status in found.items():
             if status["guest"] == "paused" and status["stage"] == Stage.YIELDED.name.lower():
@@ -275,6 +279,13 @@ class Lab:
             if status["guest"] == "running":
                 self.owner = host
         return found
+
+    def mend(self) -> None:
+        """Undo what a fault did to wires and storage."""
+        for host in self.agents:
+            mend(self.topology.namespace(host), storage=self.storage is not None)
+        if isinstance(self.storage, Storage):
+            self.storage.make_room()
 
     def _statuses(self, deadline_s: float) -> dict[str, dict[str, Any]]:
         return {host: agent.ask_status(deadline_s) for host, agent in self.agents.items()}

@@ -123,13 +123,14 @@ def blackout_parts(marks: Mapping[str, int]) -> dict[str, float]:
     """The blackout cut at its marks (ns), in ms. The parts add up to the whole, for each begins where the
     last ended.
 
-    A mark that came before the one in front of it (both hosts work at once) leaves a part of zero.
+    A mark that came before the one in front of it (both hosts work at once) leaves a part of zero; so does
+    one that came after the guest had resumed (the source sends its commit, and then waits for a processor).
     """
     cuts: list[tuple[str, int]] = [("paused", marks["paused"])]
     parts = QUICK_PARTS if "state-saved" in marks else PARTS
     for mark in parts:
         if mark in marks:
-            cuts.append((mark, max(marks[mark], cuts[-1][1])))
+            cuts.append((mark, max(min(marks[mark], marks["resumed"]), cuts[-1][1])))
     return {parts[name]: _ms(end - begin) for (_, begin), (name, end) in pairwise(cuts)}
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
-from testbed.host.saved_state import largest_state_bytes
+from testbed.host.saved_state import largest_state_bytes, remove
+from testbed.host.shared_storage import FILLER
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
 from testbed.storage import nbdkit
@@ -57,12 +58,13 @@ class PlainServer:
     """nbdkit with the guest's disk, started; close it to end it. Raises NbdkitError."""
 
     def __init__(self, options: Options, namespaces: Mapping[str, Namespace]) -> None:
-        FOLDER.mkdir(exist_ok=True)
         disk = FOLDER / f"{planned.GUEST_DISK}.img"
-        disk.touch()
-        os.truncate(disk, options.disk_bytes)
         address = planned.STORAGE_ADDRESS[planned.STORAGE]
         with ExitStack() as stack:
+            stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
+            FOLDER.mkdir(exist_ok=True)
+            disk.touch()
+            os.truncate(disk, options.disk_bytes)
             stack.enter_context(nbdkit.serving(disk, address, NBD_PORT, namespaces[planned.STORAGE]))
             self._stack = stack.pop_all()
 
@@ -133,6 +135,17 @@ class Storage:
             for host in planned.HOSTS[1:]:
                 with self.client(host) as client:
                     client.mount("shared")
+
+    def make_room(self) -> None:
+        """Delete what a fault has filled the volume with, on a host that has it mounted."""
+        for host in planned.HOSTS:
+            with self.client(host) as client:
+                if client.state()["mode"] is None:
+                    continue
+                for disk in client.disks():
+                    if disk.startswith(FILLER):
+                        remove(client, disk)
+                return
 
     def client(self, host: str) -> VolumeClient:
         """A connection to a host's volume service."""

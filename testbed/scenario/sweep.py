@@ -36,7 +36,8 @@ class Cell:
     `outcome`: completed, rolled-back, or restarted where the guest died and was booted from its disk;
     `owners` are the hosts on which the guest ran right afterwards, before anything was restarted. `broken`
     and `lost` count connections and acknowledged writes or bytes. `clean`: the next migration completed and
-    was verified. `wrong` says what was not as it must be; empty if all was.
+    was verified. `wrong` says what was not as it must be; empty if all was. `reason` is what the agents said
+    of the fault.
     """
 
     fault: str
@@ -47,6 +48,7 @@ class Cell:
     clean: bool
     duration_s: float
     wrong: tuple[str, ...]
+    reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,12 +83,12 @@ class Sweep:
 
     def _cell(self, fault: Fault, begun: float) -> Cell:
         wrong: list[str] = []
-        outcome, clean = "failed", False
+        outcome, reason, clean = "failed", "", False
         owners: tuple[str, ...] = ()
         counts = dict.fromkeys((*_BROKEN, *_LOST), 0)
         try:
             lab = self._lab or self._new_lab()
-            outcome, owners = self._make(lab, fault)
+            outcome, owners, reason = self._make(lab, fault)
             restarted = outcome == "restarted"
             clean = self._migrate_clean(lab)
             lab.watch(AFTER_S, _nothing)
@@ -98,19 +100,20 @@ class Sweep:
             wrong = [f"{type(error).__name__}: {error}"]
         broken, lost = (sum(counts[name] for name in names) for names in (_BROKEN, _LOST))
         duration_s = round(time.monotonic() - begun, 2)
-        return Cell(str(fault), outcome, owners, broken, lost, clean, duration_s, tuple(wrong))
+        return Cell(str(fault), outcome, owners, broken, lost, clean, duration_s, tuple(wrong), reason)
 
-    def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...]]:
-        """One migration with the fault, and what is left of it."""
+    def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...], str]:
+        """One migration with the fault: what came of it, who has the guest, and what the agents said."""
         migrate = lab.migrate_by_another if fault.kind is Kind.ORCHESTRATOR_KILLED else lab.migrate
         source = lab.owner
-        migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path, fault=fault)
+        answers = migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path, fault=fault)
+        reason = "; ".join(str(one["error"]) for one in answers if "error" in one)
         found = lab.settle(MIGRATION_DEADLINE_S)
         owners = tuple(host for host, status in found.items() if status["guest"] == "running")
         if not owners:
             lab.restart(self._import_path)
-            return "restarted", owners
-        return "rolled-back" if lab.owner == source else "completed", owners
+            return "restarted", owners, reason
+        return "rolled-back" if lab.owner == source else "completed", owners, reason
 
     def _migrate_clean(self, lab: Lab) -> bool:
         source, target = lab.migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path)

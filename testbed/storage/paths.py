@@ -130,16 +130,19 @@ class Paths:
             self._look()
 
     def _look(self) -> None:
-        """Find the best way that works, and tell those concerned if it is another than before."""
+        """Find the best way that works, and tell those concerned if it is another than before. A way that is
+        not the best any more is watched as long as somebody may wait for an answer over it."""
         reasons = []
         best = None
         for route in self._routes:
+            if best is not None and not self._carries(route):
+                continue
             reason = self._silent(route)
             if reason is None:
-                best = route
-                break
-            self._lose(route)
-            reasons.append(f"{route.name}: {reason}")
+                best = best or route
+            else:
+                self._lose(route)
+                reasons.append(f"{route.name}: {reason}")
         with self._changed:
             self._route = best
             self._why = "; ".join(reasons)
@@ -147,6 +150,10 @@ class Paths:
         if self._last_told != self.state:
             self._last_told = self.state
             self._told(self._last_told)
+
+    def _carries(self, route: Route) -> bool:
+        with self._changed:
+            return route in self._carried.values()
 
     def _lose(self, route: Route) -> None:
         """Nobody waits any longer for an answer over `route`."""

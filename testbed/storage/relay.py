@@ -8,6 +8,7 @@ destination.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
 from dataclasses import dataclass
@@ -78,15 +79,26 @@ def carry(near: socket.socket, goal: Address) -> None:
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
     """Carry one direction. Its orderly end is passed on; where one side is lost, the other is cut as well, so
-    that nobody waits for what will not come."""
+    that nobody waits for what will not come.
+
+    What a peer has sent and then aborted is not carried any further: it goes another way by now, and an old
+    write must not arrive after it. The kernel would still hand it out, before it tells of the abort.
+    """
     buffer = memoryview(bytearray(PIECE_BYTES))
+    errors = select.poll()
+    errors.register(source, 0)  # POLLERR is told unasked; POLLHUP comes with an orderly end as well
     try:
         while got := source.recv_into(buffer):
+            if any(event & select.POLLERR for _, event in errors.poll(0)):
+                break
             sink.sendall(buffer[:got])
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        cut(source)
-        cut(sink)
+        else:
+            sink.shutdown(socket.SHUT_WR)
+            return
+    except OSError as error:
+        logging.info("a relayed connection was lost: %s", error)
+    cut(source)
+    cut(sink)
 
 
 def _notice_silence(connection: socket.socket) -> None:

@@ -108,6 +108,13 @@ def assert_one_line(ended: Ended, status: int, *words: str) -> None:
         ("migrate --on-stall panic", ("--on-stall", "panic", "switch", "give-up")),
         ("migrate --tracker magic", ("--tracker", "magic", "auto", "userfaultfd", "soft-dirty", "digest")),
         ("migrate --program doom", ("--program", "doom", "echo", "kv", "http", "ramp", "module:Class")),
+        (
+            "migrate --disk 16MiB --storage-server san",
+            ("--storage-server", "san", "testbed", "nbdkit"),
+        ),
+        # not together
+        ("migrate --storage-server nbdkit", ("--storage-server", "without --disk")),
+        ("migrate --mode quick --storage-server nbdkit", ("--storage-server", "no LUN", "quick")),
         # not what it should be
         ("migrate --clients few", ("--clients", "integer")),
         ("migrate --seed odd", ("--seed", "integer")),
@@ -240,6 +247,14 @@ def test_a_tracker_that_the_kernel_lacks(folder: Path, possible: None) -> None:
         assert not (folder / RUNS).exists()
 
 
+def test_a_storage_server_that_is_not_installed(
+    folder: Path, possible: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    ended = run(folder, "migrate", *SMALL, "--disk", "1MiB", "--storage-server", "nbdkit", "--quiet")
+    assert_one_line(ended, CANNOT, "nbdkit", "apt install")
+
+
 # ---- programs that fail in a run
 
 
@@ -330,6 +345,15 @@ def test_killed(folder: Path, possible: None, moment: str) -> None:
     running.wait_for(moment)
     running.send(signal.SIGKILL)
     assert running.end().status == -signal.SIGKILL
+
+
+def test_a_terminal_that_takes_nothing_more_does_not_change_the_exit_status(folder: Path) -> None:
+    """/dev/full refuses every write, as a terminal that is gone does."""
+    code = "from testbed import cli; cli.app = lambda *_, **__: 143; print('left', end=''); cli.main()"
+    with Path("/dev/full").open("w") as full:
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        done = subprocess.run([COMMAND[0], "-c", code], stdout=full, stderr=full, cwd=folder, env=buffered)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_the_terminal_is_closed(folder: Path, possible: None) -> None:

@@ -53,19 +53,22 @@ def test_nothing_is_lost_that_was_acknowledged_on_a_journey(tmp_path: Path) -> N
     assert result.guest.program_stats["log"]["commits"] > 0
 
 
-@pytest.mark.parametrize("program", ["kv-durable", "tests.system.programs:Hasty"])
+@pytest.mark.parametrize(
+    ("program", "server"),
+    [("kv-durable", "testbed"), ("kv-durable", "nbdkit"), ("tests.system.programs:Hasty", "testbed")],
+)
 def test_a_guest_that_is_killed_is_booted_from_its_disk_and_held_to_its_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, server: str
 ) -> None:
     """The negative control tells before it is on the disk; everything else about it is the same."""
+    if server == "nbdkit":
+        require("nbdkit", bool(shutil.which("nbdkit")))
     described = planned.guest
     monkeypatch.setattr(planned, "guest", lambda options: replace(described(options), program=program))
-    with standing(tmp_path, **DURABLE) as lab:
-        host = lab.owner
+    with standing(tmp_path, storage_server=server, **DURABLE) as lab:
         killed, _ = lab.migrate(ignored, DEADLINE_S, IMPORT_PATH, Fault(Phase.PRECOPY, Kind.GUEST_KILLED))
         assert "error" in killed
-        lab.agents[host].line.ask({"do": "release"}, DEADLINE_S)
-        lab.boot(IMPORT_PATH)
+        lab.restart(IMPORT_PATH)
         lab.watch(1.5, ignored)
         probes = [probe for summary in lab.stop_clients([]).values() for probe in summary["probes"]]
     assert sum(probe["broken"] for probe in probes) == SMALL.connections

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -302,7 +303,10 @@ def test_the_fork_server_keeps_nothing_of_those_that_ended() -> None:
             process.wait_ready(DEADLINE_S)
     with start(stays) as last:
         last.wait_ready(DEADLINE_S)
-        assert open_now() <= before
+        end_s = time.monotonic() + DEADLINE_S
+        while open_now() > before:  # it lets go once its turn comes, which nobody is told
+            assert time.monotonic() < end_s
+            select.select([], [], [], 0.01)
     assert _pids() == ["1", "2"]
 
 

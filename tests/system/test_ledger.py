@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import ExitStack
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from netns import forkserver
-from testbed.clients.control import ClientControl
+from testbed.clients.control import ClientControl, ClientFailed
 from tests.system.guest_agent import DEADLINE_S, FakeAgent, eventually
 from tests.system.test_clients import only
 from tests.system.test_clients import running as running_against
@@ -95,6 +96,16 @@ def test_store_that_is_gone_leaves_the_question_open() -> None:
     (seen,) = summary["probes"]
     verdict(seen, unsettled=3)
     assert seen["failed_connects"] >= 3
+
+
+def test_ledger_that_could_not_begin_does_not_go_on_trying() -> None:
+    with running_against(LEDGER, server=STORE, start=False) as run:
+        run.server.kill()
+        run.server.wait(DEADLINE_S)
+        with pytest.raises(ClientFailed, match="3 of 3 connections not made: refused"):
+            run.control.start()
+        assert not select.select([run.control], [], [], 0.3)[0]
+        assert run.control.heartbeat()["probes"][0]["connections"] == 3
 
 
 # -- a durable guest -------------------------------------------------------------------------------------

@@ -163,3 +163,14 @@ def test_the_bench_has_both_copy_and_times_claims(tmp_path: Path) -> None:
         assert [len(one) for one in rates.ratios()] == [2, 2]
         assert len(bench.claims(host, 3)) == 3
     assert (tmp_path / "bench.img").read_bytes() == (tmp_path / "noise").read_bytes()
+
+
+def test_the_bench_does_without_nbdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copier = shutil.which("nbdcopy")
+    require("nbdcopy", bool(copier))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "nbdcopy").symlink_to(str(copier))
+    with bench.standing(tmp_path, 4 << 20) as host:
+        rates = bench.copies(tmp_path, host, 4 << 20, 1)
+    assert [len(one) for one in vars(rates).values()] == [1, 0, 1, 0]
+    assert rates.ratios() == ([], [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-import struct
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,11 +48,13 @@ def network(rate_mbit: float | None = None) -> Spec:
 
 
 class Stage:
-    """The network, the target's process and the hosts' services. `folder` is the target's."""
+    """The network, the target's process and the hosts' services. `folder` is the target's: in RAM, so that
+    no other test's disk traffic is waited for."""
 
-    def __init__(self, topology: Topology, folder: Path, lun_bytes: int, stack: ExitStack) -> None:
+    def __init__(self, topology: Topology, lun_bytes: int, stack: ExitStack) -> None:
         self.topology = topology
-        self.folder = folder
+        self.folder = Path("/run/luns")
+        self.folder.mkdir()
         self.lun_bytes = lun_bytes
         self.recorder = Recorder(Path("/run/recorder"))
         self.processes: dict[str, Process] = {}
@@ -136,11 +138,13 @@ class Stage:
         return [one["volume"] for one in told if one["source"] == f"{host}-volume"]
 
 
-def service_that_closes_politely(argument: dict[str, Any], fds: list[int]) -> int:
-    """A volume service that closes a connection which it leaves behind as any program would."""
-    from testbed.storage import paths, service
+def service_that_leaves_connections_behind(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that goes another way without a word to the connection that it has."""
+    from testbed.storage import nexus, paths, service
 
-    paths._ABORT = struct.pack("ii", 0, 0)
+    left_behind: list[socket.socket] = []
+    nexus.abandon = left_behind.append
+    paths.cut = lambda connection: connection.shutdown(socket.SHUT_RD)
     return service.main(argument, fds)
 
 
@@ -153,11 +157,11 @@ def nbd(host: str) -> Path:
 
 
 @contextmanager
-def stage(folder: Path, *, lun_bytes: int = 64 * MIB, rate_mbit: float | None = None) -> Iterator[Stage]:
+def stage(*, lun_bytes: int = 64 * MIB, rate_mbit: float | None = None) -> Iterator[Stage]:
     """Everything runs; nothing is formatted or mounted yet."""
     with ExitStack() as stack:
         topology = stack.enter_context(apply(plan(network(rate_mbit))))
-        made = Stage(topology, folder, lun_bytes, stack)
+        made = Stage(topology, lun_bytes, stack)
         made.start_target()
         for host in STORAGE:
             made.start_service(host)
@@ -165,9 +169,9 @@ def stage(folder: Path, *, lun_bytes: int = 64 * MIB, rate_mbit: float | None = 
 
 
 @contextmanager
-def mounted(folder: Path, **sizes: Any) -> Iterator[tuple[Stage, VolumeClient, VolumeClient]]:
+def mounted(**sizes: Any) -> Iterator[tuple[Stage, VolumeClient, VolumeClient]]:
     """A volume that both hosts have mounted; host-a is the coordinator."""
-    with stage(folder, **sizes) as made:
+    with stage(**sizes) as made:
         a, b = made.client("host-a"), made.client("host-b")
         a.format()
         a.mount()

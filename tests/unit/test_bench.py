@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,8 @@ from testbed.report.figures import Silence
 from testbed.scenario import bench
 from testbed.scenario.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.scenario.options import Options
+from testbed.storage import bench as storage_bench
+from testbed.storage.bench import Rates
 
 LUN_MS = dict.fromkeys(bench.LUN_PARTS, 6800.0)
 
@@ -96,6 +100,22 @@ def test_a_durable_bench_in_which_nothing_was_acknowledged_has_shown_nothing(
         bench, "run", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
     )
     assert not by_name("durable", setting)["writes acknowledged"].holds
+
+
+@pytest.mark.parametrize(("theirs", "held"), [([100.0], True), ([1000.0], False), ([], True)])
+def test_the_target_is_held_to_half_of_what_nbdkit_reaches_where_there_is_one(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, theirs: list[float], held: bool
+) -> None:
+    monkeypatch.setattr(storage_bench, "standing", lambda *_: nullcontext())
+    monkeypatch.setattr(storage_bench, "copies", lambda *_: Rates([100.0], theirs, [100.0], theirs))
+    monkeypatch.setattr(storage_bench, "claims", lambda *_: [250.0])
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    figures = list(BENCHES["storage"](setting))
+    assert all(one.holds for one in figures) is held
+    assert sum("ratio" in one.name for one in figures) == 2 * len(theirs)
+    assert figures[-1].value == 0.25
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert [one.name for one in BENCHES["storage"](setting)] == ["claim of a disk"]
 
 
 def test_a_bench_without_room_is_refused_by_name_and_left_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

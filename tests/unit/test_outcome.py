@@ -61,6 +61,14 @@ def test_a_mark_of_the_other_host_that_came_early_leaves_a_part_of_zero() -> Non
     assert parts["freeze"] == 1.0
 
 
+def test_a_mark_that_came_after_the_guest_had_resumed_adds_nothing_to_the_blackout() -> None:
+    late = [e | {"t_ns": 5_000_000} if e.get("name") == "committed" else e for e in EVENTS]
+    one = made(replace(TOLD, events=late))
+    assert one.blackout_ms == 4.0
+    assert sum(one.blackout_parts_ms.values()) == pytest.approx(4.0)
+    assert one.blackout_parts_ms["resume"] == 0
+
+
 def test_the_silence_on_the_wire_spans_both_hosts() -> None:
     assert made().network_gap_ms == pytest.approx(4.1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -65,6 +67,27 @@ def test_where_one_side_is_lost_the_other_hears_of_it(ends: tuple[socket.socket,
     server.recv(1, socket.MSG_PEEK)
     server.close()  # with something unread: a reset, no orderly end
     assert client.recv(1) == b""
+
+
+def test_what_the_peer_has_aborted_is_not_carried_any_further(tmp_path: Path) -> None:
+    """A relay that comes to it late: the data is there, and so is the reset."""
+    goal = tmp_path / "goal"
+    with socket.socket(socket.AF_UNIX) as listener, socket.create_server(("127.0.0.1", 0)) as entry:
+        listener.bind(str(goal))
+        listener.listen()
+        client = socket.create_connection(entry.getsockname())
+        near, _ = entry.accept()
+        client.sendall(b"an old write")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        arrived = select.poll()
+        arrived.register(near, 0)
+        assert arrived.poll(DEADLINE_S * 1000)
+        carry(near, goal)
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(DEADLINE_S)
+            assert read_to_the_end(server) == b""
 
 
 def test_where_the_goal_cannot_be_reached_the_connection_is_closed_at_once(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ COMMIT_WRITE, COMMITTED, COPY_WRITE, COPIED, HEADER_WRITE, SWITCHED = range(1, 7
 """Tags of requests to the disk: a flush has the name of what is true when it is done."""
 
 FIRST_BLOCK_BYTES = 4096
-STEP_RECORDS = 256
+STEP_RECORDS = 128
 STEP_BYTES = 16 << 10
-STEP_BUCKETS = 1 << 16
+STEP_BUCKETS = 1 << 14
 """A step of the copy: at most so many records, bytes (or one record), buckets looked at."""
 SLOTS_NEEDED = 8
 _READ_BYTES = 1 << 20
