@@ -185,7 +185,8 @@ def test_a_part_that_one_mode_does_not_have_is_a_dash() -> None:
 
 
 def test_parts_of_several_modes_keep_their_order() -> None:
-    live, quick = ["cut off", "last pages", "freeze", "resume"], ["cut off", "write", "freeze", "read", "resume"]
+    live = ["cut off", "last pages", "freeze", "resume"]
+    quick = ["cut off", "write", "freeze", "read", "resume"]
     together = ["cut off", "last pages", "write", "freeze", "read", "resume"]
     assert merged([live, quick]) == merged([quick, live]) == together
     assert merged([[], ["resume"]]) == ["resume"]
