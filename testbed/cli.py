@@ -8,6 +8,7 @@ wrong; 3 this machine cannot do it, and what is missing is named; 4 rolled back,
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from contextlib import suppress

@@ -19,7 +19,7 @@ from testbed.scenario.words import options_from
 def faults(
     faults: Annotated[
         list[str] | None,
-        typer.Argument(help="PHASE:KIND, where * stands for any, as verify:*. All if none is given."),
+        typer.Argument(help="PHASE:KIND, where * stands for anything, as verify:*. All if none is given."),
     ] = None,
     ram: asked.Ram = "16MiB",
     mode: Annotated[str, typer.Option(help="live, stop-and-copy or quick.")] = "live",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Self
 
 from testbed.migration.phases import ORDER, Phase
@@ -92,17 +93,16 @@ def matrix(*, storage: bool) -> list[Fault]:
 
 
 def chosen(patterns: Iterable[str], *, storage: bool) -> list[Fault]:
-    """The faults of the matrix that ``PHASE:KIND`` names, each part of which may be ``*``. FaultError names
-    what is allowed.
+    """The faults of the matrix that ``PHASE:KIND`` names, where ``*`` stands for anything: ``verify:*``,
+    ``*:storage-*``. FaultError names what is allowed where a pattern names none.
     """
     found: dict[Fault, None] = {}
     for pattern in patterns:
-        phase, _, kind = pattern.partition(":")
-        any_phase, any_kind = Phase.SETUP.value, Kind.LINK_RESET.value
-        example = Fault.parse(pattern.replace("*:", f"{any_phase}:").replace(":*", f":{any_kind}"))
-        if example.kind.needs_storage and not storage:
+        meant = [fault for fault in matrix(storage=True) if fnmatchcase(str(fault), pattern)]
+        if not meant:
+            Fault.parse(pattern)  # says what is wrong with it
+        able = [fault for fault in meant if storage or not fault.kind.needs_storage]
+        if not able:
             raise FaultError(f"{pattern!r} needs shared storage")
-        for fault in matrix(storage=storage):
-            if phase in ("*", fault.phase.value) and kind in ("*", fault.kind.value):
-                found[fault] = None
+        found |= dict.fromkeys(able)
     return list(found)

@@ -40,6 +40,7 @@ from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
 from testbed.host.description import GuestDescription
 from testbed.host.faulty import FaultyHost
+from testbed.host.guest_process import GuestError
 from testbed.host.hosted import HostedGuest
 from testbed.host.keeper import Keeper, Kept, Stage
 from testbed.host.network import Site
@@ -75,7 +76,8 @@ class Agent:
         self._trace = trace
         self._deadline_s = deadline_s
         self._trackers = probe()
-        self._guest: HostedGuest | None = None
+        self._hosted: HostedGuest | None = None
+        self._guest_is_gone = False
         self._import_path: list[str] = []
         self._late_until_ns = 0
         self._last: dict[str, Any] = {}
@@ -142,6 +144,8 @@ class Agent:
         while True:
             sources = self._reception.sources()
             timeout_s = None
+            if self._guest is not None and not self._guest_is_gone:
+                sources.append(self._guest.process)
             if self._guest is not None:
                 sources += self._stragglers_to_watch(self._guest)
                 timeout_s = self._announce_if_due(self._guest)
@@ -151,6 +155,36 @@ class Agent:
                 return message
             if self._guest is not None:
                 self._guest.network.deliver_late()
+                self._listen_to(self._guest)
+
+    def _listen_to(self, guest: HostedGuest) -> None:
+        """What a guest says unasked: its disk was lost, and it gets another connection; or it is fenced, for
+        it is another host's, and is removed.
+        """
+        if self._guest_is_gone:
+            return
+        try:
+            for said in guest.process.hear():
+                self._trace.event("guest-said", **said)
+                if "fenced" in said:
+                    guest.network.port.cut()
+                    self._guest = None
+                    self._remove(guest)
+                    return
+                guest.renew_disk(guest.epoch)
+        except (GuestError, LocalError) as error:
+            self._trace.event("guest-lost", reason=str(error))
+            self._guest_is_gone = guest.process.process.wait(0) is not None
+        self._trace.flush()
+
+    @property
+    def _guest(self) -> HostedGuest | None:
+        return self._hosted
+
+    @_guest.setter
+    def _guest(self, guest: HostedGuest | None) -> None:
+        self._hosted = guest
+        self._guest_is_gone = False
 
     def _stragglers_to_watch(self, guest: HostedGuest) -> tuple[int, ...]:
         return guest.network.late_descriptors() if time.monotonic_ns() < self._late_until_ns else ()

@@ -196,6 +196,21 @@ class GuestProcess:
             raise GuestError(str(message["error"]))
         return message, fds
 
+    def fileno(self) -> int:
+        """Readable when the guest has said something unasked, or has ended: then :meth:`hear`."""
+        return self._control.fileno()
+
+    def hear(self) -> list[dict[str, Any]]:
+        """What the guest has said unasked since the last time, without waiting. GuestError where it ended."""
+        try:
+            while (received := self._control.receive(wait=False)) is not None:
+                if is_unasked(received[0]):
+                    self.unasked.append(received[0])
+        except (ControlClosed, ControlError, OSError) as error:
+            raise GuestError(f"the guest's process ended{self._last_words()}") from error
+        said, self.unasked = self.unasked, []
+        return said
+
     def _next(self, end: float, deadline_s: float) -> tuple[dict[str, Any], list[int]]:
         """The next answer; what comes unasked is put aside."""
         while True:

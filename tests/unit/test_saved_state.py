@@ -137,7 +137,7 @@ def test_a_saved_state_of_another_version_is_refused() -> None:
 
 def test_a_full_lun_leaves_the_guest_where_it_is_and_nothing_behind() -> None:
     lun = Lun(room=10 * PAGE)
-    source, target, meeting = migrate(lun)
+    source, _target, meeting = migrate(lun)
     assert isinstance(meeting.source_error, LocalError)
     assert isinstance(meeting.target_error, PeerRefused)
     assert source.state == "running"
