@@ -31,29 +31,35 @@ def check_possible(*runs: Options) -> list[str]:
 
 
 def _check_memory(options: Options) -> None:
-    """Both hosts hold the guest's RAM at the same time, and the storage target its LUN."""
+    """Both hosts hold the guest's RAM at the same time, and the storage target its LUN, in memory too."""
     import psutil
 
     available = psutil.virtual_memory().available
-    stored_bytes = 0
-    if options.has_storage:
-        from testbed.scenario.storage import lun_bytes
+    lun = _lun_bytes(options)
+    if options.disk_bytes > available:
+        fail(
+            WRONG_REQUEST,
+            f"--disk: {options.disk_bytes >> 20} MiB are more than the {available >> 20} MiB of memory that "
+            f"are free, and the storage keeps them there",
+        )
+    if 2 * options.ram_bytes + lun > available:
+        for_each = 3 if options.mode == "quick" else 2  # its saved RAM is in the LUN
+        disk = max(0, lun - (for_each - 2) * options.ram_bytes)
+        least, most = MIN_RAM_BYTES >> 20, max(0, available - disk) // for_each >> 20
+        beside = f" and a LUN of {lun >> 20} MiB" if lun else ""
+        fail(
+            WRONG_REQUEST,
+            f"--ram: {options.ram_bytes >> 20} MiB on two hosts{beside} are more than the {available >> 20} "
+            f"MiB of memory that are free; allowed here: {least} to {most} MiB",
+        )
 
-        stored_bytes = lun_bytes(options)
-    if stored_bytes > available:
-        fail(
-            WRONG_REQUEST,
-            f"--disk: {options.disk_bytes >> 20} MiB make a LUN of {stored_bytes >> 20} MiB, more than the "
-            f"{available >> 20} MiB of memory that are free",
-        )
-    if 2 * options.ram_bytes + stored_bytes > available:
-        least, most = MIN_RAM_BYTES >> 20, (available - stored_bytes) // 2 >> 20
-        lun = f" and a LUN of {stored_bytes >> 20} MiB" if stored_bytes else ""
-        fail(
-            WRONG_REQUEST,
-            f"--ram: {options.ram_bytes >> 20} MiB on two hosts{lun} are more than the {available >> 20} MiB "
-            f"of memory that are free; allowed here: {least} to {most} MiB",
-        )
+
+def _lun_bytes(options: Options) -> int:
+    if not options.has_storage:
+        return 0
+    from testbed.scenario.storage import lun_bytes
+
+    return lun_bytes(options)
 
 
 def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int:

@@ -18,14 +18,14 @@ from testbed.scenario.units import format_ms
 def show_comparison(console: Console, compared: Comparison, folder: str) -> None:
     """The whole of it: medians with the lowest and the highest run, and a sentence for each difference."""
     console.print()
-    console.print(Padding(_table(compared), (0, 0, 0, 2)))
+    console.print(_indented(_table(compared)))
     for first, second in combinations(compared.variants, 2):
         pair = (first.label, second.label)
         _show_pair(console, [one for one in compared.differences if (one.first, one.second) == pair])
     for run in compared.runs:
         if run.outcome != "completed" or run.failed_checks:
-            wrong = f"  ✗ {run.folder}: {run.outcome}; failed: {', '.join(run.failed_checks) or 'none'}"
-            console.print(Text(wrong, style="red"))
+            wrong = f"✗ {run.folder}: {run.outcome}; failed: {', '.join(run.failed_checks)}"
+            console.print(_indented(Text(wrong, style="red")))
     console.print(Text(f"\n  {folder}/comparison.json", style="dim"))
 
 
@@ -49,9 +49,21 @@ def _table(compared: Comparison) -> Table:
 
 def _add_parts(table: Table, variants: list[Variant]) -> None:
     """What each blackout was spent on, which differs from mode to mode: medians."""
-    for part in dict.fromkeys(name for one in variants for name in one.blackout_parts_ms):
+    for part in merged([list(one.blackout_parts_ms) for one in variants]):
         figures = [one.blackout_parts_ms.get(part) for one in variants]
         table.add_row(f"  of it {part}", *(_median(figure, format_ms) for figure in figures), style="dim")
+
+
+def merged(orders: list[list[str]]) -> list[str]:
+    """All names once, the longest order as it is, what else there is after its forerunner."""
+    found: list[str] = []
+    for order in sorted(orders, key=len, reverse=True):
+        place = 0
+        for name in order:
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
+    return found
 
 
 def _median(figure: Figure | None, show: Callable[[float], str]) -> str:
@@ -72,11 +84,14 @@ def _show_pair(console: Console, differences: list[Difference]) -> None:
     console.print()
     for one in differences:
         if one.real or one.interval is None:
-            console.print(Text(f"  {one.sentence}"))
+            console.print(_indented(Text(one.sentence)))
     nouns = {measure.key: measure.noun for measure in MEASURES}
     alike = [nouns[one.figure] for one in differences if one.interval is not None and not one.real]
     if alike:
         pair = f"{differences[0].first} and {differences[0].second}"
-        console.print(
-            Text(f"  {pair}: no difference that these runs show in {', '.join(alike)}", style="dim")
-        )
+        told = f"{pair}: no difference that these runs show in {', '.join(alike)}"
+        console.print(_indented(Text(told, style="dim")))
+
+
+def _indented(what: Text | Table) -> Padding:
+    return Padding(what, (0, 0, 0, 2), expand=False)

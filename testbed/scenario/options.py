@@ -7,11 +7,13 @@ checked once it exists.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from testbed.faults.kinds import Fault, FaultError
-from testbed.migration.strategy import Policy
 from testbed.scenario.units import format_ms, format_rate
+
+if TYPE_CHECKING:
+    from testbed.migration.strategy import Policy
 
 Mode = Literal["live", "stop-and-copy", "quick"]
 Announce = Literal["garp-request", "garp-reply", "rarp", "none"]
@@ -140,6 +142,8 @@ class Options:
 
     @property
     def policy(self) -> Policy:
+        from testbed.migration.strategy import Policy  # late: it brings the whole wire format with it
+
         return Policy(self.downtime_limit_ns, self.max_rounds, self.on_stall)
 
     def as_dict(self) -> dict[str, Any]:

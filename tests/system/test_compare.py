@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from netns import universe
 from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED
 from testbed.measure import comparison, result
+from testbed.scenario.run import give_to_caller
 from tests.conftest import require
 from tests.system.commands import Running, adopting, left_behind, run
 
@@ -98,6 +100,23 @@ def test_it_tells_of_each_run_and_ends_as_the_worst_of_them(tmp_path: Path) -> N
     assert f"run 2 of 2: {cut_off}" in lines
     assert [line for line in lines if line.startswith("  ✗ 02-mac=per-host")]
     assert not [line for line in lines if line.startswith("  ✗ 01-live")]
+
+
+def test_under_sudo_the_folders_of_the_runs_are_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / RUNS / "20260101-000000-compare"
+    written = folder / "01-live" / "result.json"
+    written.parent.mkdir(parents=True)
+    written.touch()
+    given: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((path, uid, gid)))
+    monkeypatch.setenv("SUDO_UID", "1000")
+    monkeypatch.setenv("SUDO_GID", "1001")
+    give_to_caller(folder)
+    expected = [(path, 1000, 1001) for path in (folder.parent, folder, written.parent, written)]
+    assert sorted(given) == sorted(expected)
 
 
 @pytest.mark.parametrize("moment", ["run 1", "run 2"])

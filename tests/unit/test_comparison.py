@@ -13,7 +13,7 @@ from rich.console import Console
 from testbed.commands.ending import CHECK_FAILED, PASSED, ROLLED_BACK, status_of_run, worst
 from testbed.measure import comparison as model
 from testbed.measure.result import Check, Clients, Gap, Guest, Network, Outcome, Ram, Result
-from testbed.report.comparison import show_comparison
+from testbed.report.comparison import merged, show_comparison
 from testbed.scenario.compare import folder_name
 from testbed.scenario.comparison import MEASURES, Finished, comparison, difference, figure
 from testbed.scenario.options import Options
@@ -178,10 +178,18 @@ def test_the_table_has_the_median_the_range_and_the_parts() -> None:
 
 
 def test_a_part_that_one_mode_does_not_have_is_a_dash() -> None:
-    quick = [result(900).model_copy(update={"blackout_parts_ms": {"RAM written": 900.0}})]
+    quick = [result(900).model_copy(update={"blackout_parts_ms": {"memory to the LUN": 900.0}})]
     lines = [line.split() for line in shown(compared([result(5)], quick)).splitlines()]
     assert ["of", "it", "freeze", "5", "ms", "-"] in lines
-    assert ["of", "it", "RAM", "written", "-", "900", "ms"] in lines
+    assert ["of", "it", "memory", "to", "the", "LUN", "-", "900", "ms"] in lines
+
+
+def test_parts_of_several_modes_keep_their_order() -> None:
+    live = ["cut off", "last pages", "freeze", "resume"]
+    quick = ["cut off", "write", "freeze", "read", "resume"]
+    together = ["cut off", "last pages", "write", "freeze", "read", "resume"]
+    assert merged([live, quick]) == merged([quick, live]) == together
+    assert merged([[], ["resume"]]) == ["resume"]
 
 
 def test_real_differences_are_sentences_and_the_rest_is_one_line() -> None:
