@@ -209,7 +209,7 @@ class Source:
             self._unwind(error)
             raise
         # The point of no return: whatever fails from here on, the guest is the target's.
-        self._phase(Phase.ANNOUNCE, self._vm.give_up_ownership)
+        self._phase(Phase.ANNOUNCE, self._give_up)
         resumed_ns = self._phase(Phase.RESUME, self._resume)
         late = self._forward_late_frames()
         audited = self._phase(Phase.DELETE, self._delete)
@@ -411,11 +411,20 @@ class Source:
         self._ownership.note(Event.RESUMED_HEARD)
         return resumed_ns
 
-    def _forward_late_frames(self) -> int:
-        late = self._vm.held_frames()
+    def _give_up(self) -> None:
+        """The guest is the target's: what cannot be done for it here does not keep its copy from being
+        deleted."""
         try:
+            self._vm.give_up_ownership()
+        except Exception as error:
+            self._trace.event("not-given-up", reason=f"{type(error).__name__}: {error}")
+
+    def _forward_late_frames(self) -> int:
+        late: list[bytes] = []
+        try:
+            late = self._vm.held_frames()
             self._send(*wire.frame_messages(late), wire.Finished())
-        except PeerLost as error:
+        except (PeerLost, OSError) as error:
             self._trace.event("late-frames-lost", frames=len(late), reason=str(error))
             return 0
         return len(late)
@@ -454,7 +463,7 @@ class Source:
         self._claim_if_in_doubt()
         self._fail_in_doubt(error)
         if self._ownership.state.may_delete:
-            self._vm.give_up_ownership()
+            self._give_up()
             with self._trace.phase(Phase.DELETE.value):
                 audited = self._delete()
             raise Overtaken(f"the target has taken the guest ({error})", audited) from error

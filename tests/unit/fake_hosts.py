@@ -187,6 +187,7 @@ class FakeSource:
     fail_at: str = ""
     calls: list[str] = field(default_factory=list)
     arbiter: FakeArbiter | None = None
+    fail_after_commit: bool = False
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -220,6 +221,8 @@ class FakeSource:
         self._call("committing")
 
     def held_frames(self) -> list[bytes]:
+        if self.fail_after_commit and "committing" in self.calls:
+            raise OSError("no such device")
         self._call("held_frames")
         return self.frames.pop(0) if self.frames else []
 

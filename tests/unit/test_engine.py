@@ -261,6 +261,22 @@ def test_a_peer_that_was_silent_is_not_waited_for_as_long_again() -> None:
     assert channels[0].deadlines[-1] == LOST_PEER_DEADLINE_S
 
 
+@pytest.mark.parametrize("step", ["give_up_ownership", "late frames"])
+def test_what_fails_after_the_commit_does_not_keep_the_source_from_being_deleted(step: str) -> None:
+    source, target = guest(), FakeTarget()
+
+    def fails() -> None:
+        raise OSError("no such device")
+
+    if step == "give_up_ownership":
+        source.give_up_ownership = fails  # type: ignore[method-assign]
+    else:
+        source.fail_after_commit = True
+    meeting = meet(source, target)
+    assert meeting.outcome is not None
+    assert (source.state, target.state) == ("deleted", "running")
+
+
 def test_a_device_that_nobody_takes_ends_the_migration() -> None:
     source, target = guest(), FakeTarget()
     source.device_list.append(wire.Device("flux-capacitor", 1, b""))
