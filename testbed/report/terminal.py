@@ -66,6 +66,9 @@ class Progress:
             self._tell(STORY[event["phase"]])
         elif event["event"] == "mark" and event["name"] in MARKS:
             self._tell(MARKS[event["name"]])
+        elif event["event"] == "volume-state":
+            host = str(event["source"]).removesuffix("-volume")
+            self._console.print(Text(f"  storage      {host}: {event['volume']}", style="yellow"))
         elif event["event"] == "lun":
             self._console.print(Text(f"  {lun_line(event)}"))
         elif event["event"] == "rolled-back":
