@@ -40,8 +40,9 @@ def test_one_run_tells_no_error(sides: tuple[list[float], list[float]]) -> None:
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    sides = [1.0, 1.5, 2.5, 2.0, 4.0], [3.0, 2.5, 3.5, 7.0, 4.0]
-    assert interval_of_ratio(*sides, seed=3) == interval_of_ratio(*sides, seed=3)
+    sides = [list(np.random.default_rng(side).lognormal(size=20)) for side in (1, 2)]
+    intervals = {interval_of_ratio(*sides, seed=seed) for seed in (3, 3, 3, 4)}
+    assert len(intervals) == 2, "with so many values the draws show in the bounds"
 
 
 @given(RUNS, RUNS)
@@ -50,6 +51,14 @@ def test_the_interval_holds_the_ratio_of_the_medians(ours: list[float], theirs: 
     assert interval is not None
     ratio = np.median(ours) / np.median(theirs)
     assert interval.low * (1 - 1e-9) <= ratio <= interval.high * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 4])
+def test_of_few_runs_the_interval_is_all_that_they_allow(runs: int) -> None:
+    ours, theirs = [10.0, 12.0, 11.0, 14.0][:runs], [5.0, 4.0, 7.0, 5.5][:runs]
+    interval = interval_of_ratio(ours, theirs, seed=1)
+    assert interval is not None
+    assert (interval.low, interval.high) == (min(ours) / max(theirs), max(ours) / min(theirs))
 
 
 def test_three_runs_a_side_differ_only_where_they_lie_wholly_apart() -> None:
