@@ -75,6 +75,7 @@ def explained(error: Exception, folder: Path) -> int:
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.host.control import CommandFailed, ControlError
+    from testbed.scenario.bench import BenchFailed
     from testbed.storage.nbdkit import NbdkitError
     from testbed.storage.volume_client import VolumeLost, VolumeRefused
 
@@ -87,7 +88,7 @@ def explained(error: Exception, folder: Path) -> int:
         return CANNOT
     missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
     foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
-    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost)
+    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
     if not isinstance(error, foreseen):
         raise error
     tell(str(error))

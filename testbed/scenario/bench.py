@@ -106,6 +106,18 @@ def _run(setting: Setting, options: Options, name: str) -> Result:
     return run(options, name, folder, setting.witness)
 
 
+class BenchFailed(Exception):
+    """There is nothing to measure: one line says why."""
+
+
+def _completed(result: Result) -> list[Migration]:
+    """The migrations that completed. BenchFailed where there is none."""
+    done = [one for one in result.migrations if one.outcome == "completed"]
+    if not done:
+        raise BenchFailed(f"no migration of {result.name} completed: {result.migrations[0].reason}")
+    return done
+
+
 def _damage(bench: str, result: Result) -> Iterator[Figure]:
     """What must be zero, whatever the load."""
     clients = result.clients
@@ -302,10 +314,6 @@ def quick(setting: Setting) -> Iterator[Figure]:
     live_ms = statistics.median(_blackouts_ms(live))
     ratios = [quick_ms / live_ms for quick_ms in _blackouts_ms(by_lun)]
     yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
-
-
-def _completed(result: Result) -> list[Migration]:
-    return [one for one in result.migrations if one.outcome == "completed"]
 
 
 def _blackouts_ms(result: Result) -> list[float]:
