@@ -20,6 +20,7 @@ it sends what is left of the announcement schedule and delivers what slipped int
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
@@ -58,6 +59,7 @@ from testbed.migration.target import Target
 from testbed.migration.wire import NONCE
 
 CONNECT_DEADLINE_S = 10.0
+RETRY_S = 0.1
 SWITCHOVER_DEADLINE_S = 3.0
 """How long the target may be silent while the guest stands still; a Quick Migration's reads all of RAM."""
 LATE_FRAMES_NS = 1_000_000_000
@@ -288,7 +290,7 @@ class Agent:
             raise LocalError(f"{self._site.name} has no guest")
         address = (message["address"], message["port"])
         plan = _plan(message)
-        connection = socket.create_connection(address, CONNECT_DEADLINE_S)
+        connection = _connect(address)
         channel = SpoilableChannel(connection, message.get("deadline_s", self._deadline_s))
         trace = self._trace_with(_fault(message, Side.SOURCE), channel, lambda: self._guest)
         self._reception.send({"started": {}})
@@ -375,6 +377,20 @@ class Agent:
     def _remove(self, guest: HostedGuest) -> None:
         guest.close()
         self._keeper.drop()
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    """A connection to the target's agent. A wire that has just been mended may say for a moment yet that
+    there is no way: that is asked again. OSError.
+    """
+    end_s = time.monotonic() + CONNECT_DEADLINE_S
+    while True:
+        try:
+            return socket.create_connection(address, CONNECT_DEADLINE_S)
+        except OSError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.ENETUNREACH) or time.monotonic() > end_s:
+                raise
+        select.select([], [], [], RETRY_S)
 
 
 def _fault(message: dict[str, Any], side: Side) -> Fault | None:

@@ -19,7 +19,7 @@ from testbed.host.shared_storage import FILLER
 from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
 from testbed.storage import nbdkit
-from testbed.storage.volume_client import VolumeClient
+from testbed.storage.volume_client import VolumeClient, VolumeRefused
 
 FOLDER = Path("/run/storage")
 READY_DEADLINE_S = 30.0
@@ -137,15 +137,21 @@ class Storage:
                     client.mount("shared")
 
     def make_room(self) -> None:
-        """Delete what a fault has filled the volume with, on a host that has it mounted."""
+        """Delete what a fault has filled the volume with, on a host that has it mounted. One whose LUN was
+        taken by the other does not know yet that it has it no more.
+        """
         for host in planned.HOSTS:
             with self.client(host) as client:
                 if client.state()["mode"] is None:
                     continue
-                for disk in client.disks():
-                    if disk.startswith(FILLER):
-                        remove(client, disk)
-                return
+                try:
+                    for disk in client.disks():
+                        if disk.startswith(FILLER):
+                            remove(client, disk)
+                    return
+                except VolumeRefused as refused:
+                    if refused.kind not in ("Fenced", "NotRegistered"):
+                        raise
 
     def client(self, host: str) -> VolumeClient:
         """A connection to a host's volume service."""

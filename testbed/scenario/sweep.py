@@ -25,7 +25,7 @@ PEER_DEADLINE_S = 2.0
 MIGRATION_DEADLINE_S = 60.0
 AFTER_S = 0.4
 """How long clients are watched after a fault: a retransmission takes 0.2 s."""
-_LOST = ("writes_lost", "writes_phantom", "bytes_lost", "bytes_duplicated", "bytes_corrupted")
+_LOST = ("writes_lost", "writes_phantom", "unsettled", "bytes_lost", "bytes_duplicated", "bytes_corrupted")
 _BROKEN = ("broken", "resets", "failed_connects")
 
 
@@ -89,13 +89,10 @@ class Sweep:
         try:
             lab = self._lab or self._new_lab()
             outcome, owners, reason = self._make(lab, fault)
-            restarted = outcome == "restarted"
             clean = self._migrate_clean(lab)
             lab.watch(AFTER_S, _nothing)
-            counts = self._new_counts(lab)
+            counts = self._last_counts(lab) if outcome == "restarted" else self._new_counts(lab)
             wrong = judge(fault, outcome, owners, counts, clean)
-            if restarted:
-                self._new_clients(lab)
         except (CommandFailed, ControlError, ClientFailed, ClientControlError, OSError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         broken, lost = (sum(counts[name] for name in names) for names in (_BROKEN, _LOST))
@@ -120,11 +117,20 @@ class Sweep:
         return "error" not in source and "error" not in target and bool(source["audited"])
 
     def _new_counts(self, lab: Lab) -> dict[str, int]:
-        """What the clients have counted since the last time."""
-        summaries = lab.report_clients()
-        now = counted(summaries)
+        """What the clients have counted since the last time. Ledgers have read every key back meanwhile."""
+        now = counted(lab.report_clients())
         new = {name: count - self._before.get(name, 0) for name, count in now.items()}
         self._before = now
+        return new
+
+    def _last_counts(self, lab: Lab) -> dict[str, int]:
+        """A guest that died has cut off its clients: the same from their last word, for which ledgers read
+        every key back once more, and others in their place.
+        """
+        last = counted(lab.stop_clients([]))
+        new = {name: count - self._before.get(name, 0) for name, count in last.items()}
+        lab.start_clients()
+        self._before = {}
         return new
 
     def _new_lab(self) -> Lab:
@@ -136,12 +142,6 @@ class Sweep:
         self._lab.start_clients()
         self._before = {}
         return self._lab
-
-    def _new_clients(self, lab: Lab) -> None:
-        """A guest that died has cut off its clients: others come in their place."""
-        lab.stop_clients([])
-        lab.start_clients()
-        self._before = {}
 
     def _leave_lab(self) -> None:
         self._lab = None
