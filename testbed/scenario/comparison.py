@@ -41,7 +41,7 @@ class Measure:
 
 
 def _count(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:,.10g}"
 
 
 def _bytes(value: float) -> str:

@@ -102,6 +102,8 @@ def test_counts_may_be_zero_and_are_told_by_difference() -> None:
     found = told("retransmits", [0, 0, 0], [5, 3, 4])
     assert (found.kind, found.value, found.real) == ("difference", -4, True)
     assert found.sentence == "live has 4 fewer retransmits than quick (90 %: 3 to 5)"
+    many = told("retransmits", [0, 1], [1_234_567, 1_234_567])
+    assert many.sentence.startswith("live has 1,234,566.5 fewer retransmits than quick")
     none = told("broken", [0, 0, 0], [0, 0, 0])
     assert not none.real
     assert none.sentence == "live and quick: no difference in broken connections that these 6 runs show"
