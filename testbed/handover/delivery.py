@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from testbed.handover.hold import FrameHold, FrameRelease
@@ -45,7 +45,7 @@ class Delivery:
         self._release = release
         self._rewrite = rewrite
 
-    def deliver(self, earlier: Iterable[bytes] = ()) -> Delivered:
+    def deliver(self, earlier: Sequence[bytes] = ()) -> Delivered:
         """Release `earlier`, then all that is held; plug. The guest's port is open and its sockets are live
         by then.
 
@@ -62,7 +62,7 @@ class Delivery:
         self._port.plug()
         return Delivered(before, self.late())
 
-    def late(self, frames: Iterable[bytes] = ()) -> int:
+    def late(self, frames: Sequence[bytes] = ()) -> int:
         """Release `frames`, late ones of the source host, and what has come into the hold. How many there
         were.
         """

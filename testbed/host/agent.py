@@ -298,7 +298,7 @@ class Agent:
         gc.collect()
         gc.disable()
         try:
-            giving = self._saving(channel, self._guest)
+            giving = self._saving(channel, self._guest, departing)
             clock, cancelled = time.monotonic_ns, self._reception.cancelled
             outcome = Source(departing, giving, plan, clock, trace, cancelled).run()
         finally:
@@ -324,12 +324,13 @@ class Agent:
             "counts": departing.counts,
         }
 
-    def _saving(self, channel: Channel, guest: HostedGuest) -> Channel:
+    def _saving(self, channel: Channel, guest: HostedGuest, departing: DepartingGuest) -> Channel:
         """The way to the target: over a LUN that moves, if that is how storage is shared here."""
         storage = self._site.moving_lun
         if storage is None:
             return channel
-        return SavingChannel(channel, lambda: LunWriter(guest, storage, self._trace))
+        relieve = departing.take_in_frames
+        return SavingChannel(channel, lambda: LunWriter(guest, storage, self._trace, relieve), relieve)
 
     def _restoring(self, channel: Channel) -> Channel:
         storage = self._site.moving_lun

@@ -51,6 +51,7 @@ class ArrivingGuest:
         self.counts: dict[str, int] = {}
         """This host's part of the network in a migration that failed, once the guest is discarded."""
         self._cut = False
+        self._held: list[bytes] = []
         self._open_ns = 0
 
     @property
@@ -110,6 +111,7 @@ class ArrivingGuest:
         self.guest.network.announcer.announce()
 
     def load(self, device: wire.Device) -> bool:
+        self._take_in_frames()
         if device.version != devices.VERSION:
             return False
         if device.name == devices.REGISTERS:
@@ -146,6 +148,12 @@ class ArrivingGuest:
             raise ProtocolError("the guest's registers did not come")
         connections = [(slot, "connection", one) for slot, (one, _) in self._connections.items()]
         self.guest.process.finish_attach(connections)
+        self._take_in_frames()
+
+    def _take_in_frames(self) -> None:
+        """Make room in the kernel's hold: after a long standstill all come at once. 1 us if none has."""
+        if self._cut and len(self._held) < wire.MAX_FRAMES:
+            self._held += self.guest.network.held()
 
     @property
     def is_owned(self) -> bool:
@@ -170,7 +178,7 @@ class ArrivingGuest:
                 # tell.
                 self._trace.event("connection-lost", slot=slot, reason=str(error))
         self._trace.event("mark", name="sockets-released")
-        network.deliver(frames)
+        network.deliver([*frames, *self._held])
         self._trace.event("mark", name="frames-released", frames=len(frames))
         resumed_ns = int(self.guest.process.unpause()["running"])
         self._trace.event("mark", name="resumed", t_ns=resumed_ns)
@@ -205,7 +213,7 @@ class ArrivingGuest:
         self.urgency.lower()
         if self._guest is None or not self._cut:
             return []
-        frames = self._guest.network.held()
+        frames, self._held = [*self._held, *self._guest.network.held()], []
         self._guest.network.port.depart()
         return frames
 

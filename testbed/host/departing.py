@@ -48,6 +48,7 @@ class DepartingGuest:
         self._silenced_ns = 0
         self._heard_ns: list[int] = []
         self._registers: dict[str, Any] = {}
+        self._kept_frames: list[bytes] = []
         self._connections: list[tuple[int, int]] = []
         self.urgency = Urgency()
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
@@ -149,8 +150,14 @@ class DepartingGuest:
         if self.arbiter is None:
             self._keeper.journal.write(Stage.YIELDED)
 
+    def take_in_frames(self) -> None:
+        """Make room in the kernel's hold, where the guest stands still for so long that it would fill."""
+        if self._cut and len(self._kept_frames) < wire.MAX_FRAMES:
+            self._kept_frames += self._guest.network.held()
+
     def held_frames(self) -> list[bytes]:
-        return self._guest.network.held()
+        kept, self._kept_frames = self._kept_frames, []
+        return kept + self._guest.network.held()
 
     def roll_back(self, returned: Sequence[bytes]) -> None:
         """A step that fails does not keep the later ones from being taken; the first failure is raised at the
@@ -189,7 +196,7 @@ class DepartingGuest:
     def _plug_again(self, returned: Sequence[bytes]) -> None:
         network = self._guest.network
         network.port.open()
-        network.deliver([*network.held(), *returned])
+        network.deliver([*self.held_frames(), *returned])
         network.handshakes.stop()
         network.announcer.restart()
         network.announcer.announce()

@@ -7,6 +7,9 @@ disk and dismounts; the target mounts, and reads. Large pieces, because each cos
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from testbed.host.hosted import HostedGuest
 from testbed.host.shared_storage import SharedStorage
@@ -17,6 +20,8 @@ from testbed.storage.client import NbdClient, NbdLost, NbdRefused
 from testbed.storage.volume_client import VolumeClient, VolumeLost, VolumeRefused
 
 PIECE_BYTES = 4 << 20
+SECTOR_BYTES = 512
+LANES = 2
 TELL_S = 1.0
 IO_DEADLINE_S = 30.0
 _FAILURES = (VolumeLost, VolumeRefused, NbdLost, NbdRefused)
@@ -51,26 +56,62 @@ class Progress:
             self._trace.flush()
 
 
+class _Lane:
+    """A connection with a buffer and a thread of its own: one lane's piece is on its way to the service while
+    the other's goes on to the storage.
+    """
+
+    def __init__(self, nbd: Path, export: str) -> None:
+        self.file = NbdClient.connect(nbd, export, deadline_s=IO_DEADLINE_S)
+        self.buffer = bytearray(PIECE_BYTES)
+        self._thread = ThreadPoolExecutor(1)
+        self._busy: Future[None] | None = None
+
+    def put(self, offset: int, length: int) -> None:
+        """Begin to write `length` bytes of the buffer, filled up to whole sectors with zeroes."""
+        whole = -(-length // SECTOR_BYTES) * SECTOR_BYTES
+        self.buffer[length:whole] = bytes(whole - length)
+        self._busy = self._thread.submit(self.file.write, offset, memoryview(self.buffer)[:whole])
+
+    def wait(self) -> None:
+        """Until what was begun is written. NbdRefused, NbdLost."""
+        busy, self._busy = self._busy, None
+        if busy is not None:
+            busy.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self.file.close()
+
+
 class LunWriter:
     """Implements :class:`testbed.migration.saved_state.StateWriter` for the guest that departs."""
 
-    def __init__(self, guest: HostedGuest, storage: SharedStorage, trace: TraceLike) -> None:
-        """Make the file. LocalError: no room on the LUN, or it cannot be reached; nothing is left then."""
+    def __init__(
+        self,
+        guest: HostedGuest,
+        storage: SharedStorage,
+        trace: TraceLike,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make the file; `between` is called after each piece of it. LocalError: no room on the LUN, or it
+        cannot be reached; nothing is left then.
+        """
         self._guest = guest
         self._storage = storage
         self._trace = trace
         self._name = f"{guest.description.disk}.saved"
-        self._buffer = bytearray(PIECE_BYTES)
+        self._between = between
+        self._progress = Progress(trace, "out", guest.description.ram_bytes)
         self._filled = 0
         self._written = 0
         self._finished = False
-        self._progress = Progress(trace, "out", guest.description.ram_bytes)
         try:
             with storage.client() as client:
                 remove(client, self._name)
                 epoch = client.create(self._name, largest_state_bytes(guest.description.ram_bytes))
             export = f"{self._name}?epoch={epoch}"
-            self._file = NbdClient.connect(storage.nbd, export, deadline_s=IO_DEADLINE_S)
+            self._lanes = [_Lane(storage.nbd, export) for _ in range(LANES)]
         except _FAILURES as error:
             raise LocalError(f"the guest's state cannot be saved: {error}") from error
 
@@ -78,28 +119,37 @@ class LunWriter:
         view = memoryview(data)
         while view:
             part = view[: PIECE_BYTES - self._filled]
-            self._buffer[self._filled : self._filled + len(part)] = part
+            self._lanes[0].buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
             view = view[len(part) :]
             if self._filled == PIECE_BYTES:
                 self._put()
 
     def _put(self) -> None:
-        whole = -(-self._filled // 512) * 512  # sectors
-        self._buffer[self._filled : whole] = bytes(whole - self._filled)
-        try:
-            self._file.write(self._written, memoryview(self._buffer)[:whole])
-        except _FAILURES as error:
-            raise LocalError(f"the guest's state cannot be saved: {error}") from error
+        """Write what the first lane's buffer holds, and go on with the lane that has been busy longest."""
+        lane = self._lanes.pop(0)
+        lane.put(self._written, self._filled)
+        self._lanes.append(lane)
         self._written += self._filled
         self._filled = 0
+        self._wait_for(self._lanes[0])
         self._progress.told(self._written)
+        self._between()
+
+    def _wait_for(self, lane: _Lane) -> None:
+        try:
+            lane.wait()
+        except _FAILURES as error:
+            raise LocalError(f"the guest's state cannot be saved: {error}") from error
 
     def finish(self) -> Saved:
         try:
             self._put()
-            self._file.flush()
-            self._file.close()
+            for lane in self._lanes:
+                self._wait_for(lane)
+            self._lanes[0].file.flush()  # of all lanes: NBD_FLAG_CAN_MULTI_CONN
+            for lane in self._lanes:
+                lane.close()
             self._trace.event("mark", name="state-saved", bytes=self._written)
             self._finished = True
             self._guest.process.ask({"do": "disk"})
@@ -115,7 +165,8 @@ class LunWriter:
             return
         self._finished = True
         try:
-            self._file.close()
+            for lane in self._lanes:
+                lane.close()
             with self._storage.client() as client:
                 client.delete(self._name)
         except _FAILURES as error:

@@ -8,6 +8,7 @@ straight into the target's RAM.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from typing import Protocol
@@ -30,6 +31,10 @@ class Channel(Protocol):
 
     def send_pages(self, message: Pages, ram: Region) -> int:
         """Send a Pages message and its data out of `ram`; returns the bytes sent."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something of the peer's, or its end, is there within so long."""
         ...
 
     def receive(self) -> Message:
@@ -104,6 +109,9 @@ class TcpChannel:
             if not sent:
                 raise PeerLost("guest RAM ended before the run of pages did")
             offset, size = offset + sent, size - sent
+
+    def wait(self, timeout_s: float) -> bool:
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def receive(self) -> Message:
         self._read([memoryview(self._header)])

@@ -42,6 +42,8 @@ from testbed.migration.wire import (
     parse_header,
 )
 
+MEANWHILE_S = 1.0
+
 
 class StateWriter(Protocol):
     """A file on shared storage that is being written. Methods raise LocalError: no room, no storage."""
@@ -72,23 +74,33 @@ class _Peer:
 
     def __init__(self, peer: Channel) -> None:
         self._peer = peer
+        self._deadline_s = 0.0
 
     def limit_rate(self, bytes_per_s: int | None) -> None:
         self._peer.limit_rate(bytes_per_s)
 
     def set_deadline(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
         self._peer.set_deadline(deadline_s)
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._peer.wait(timeout_s)
 
     def drain(self) -> None:
         self._peer.drain()
 
 
 class SavingChannel(_Peer):
-    """The source's end. `begin` opens the file when the state begins to be sent."""
+    """The source's end. `begin` opens the file when the state begins to be sent; `meanwhile` is called about
+    once a second while the target reads it, which may take as long as the writing.
+    """
 
-    def __init__(self, peer: Channel, begin: Callable[[], StateWriter]) -> None:
+    def __init__(
+        self, peer: Channel, begin: Callable[[], StateWriter], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(peer)
         self._begin = begin
+        self._meanwhile = meanwhile
         self._file: StateWriter | None = None
 
     def send(self, *messages: Message) -> int:
@@ -120,6 +132,10 @@ class SavingChannel(_Peer):
         return len(head) + message.pages * PAGE
 
     def receive(self) -> Message:
+        for _ in range(int(self._deadline_s / MEANWHILE_S)):
+            if self._peer.wait(MEANWHILE_S):
+                break
+            self._meanwhile()
         return self._peer.receive()
 
     def receive_pages(self, message: Pages, ram: Region) -> None:

@@ -38,8 +38,6 @@ RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
 MEND_AFTER_S = 6.0
 """How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
-SLOWEST_STORAGE_BITS_PER_S = 500_000_000
-"""Of a link that is not limited: what this machine gives when it is busy."""
 BOOT_DEADLINE_S = 120.0
 PRELOAD = (
     "numpy",
@@ -294,10 +292,7 @@ class Lab:
         """How long one side may be silent towards the other: in a Quick Migration, while RAM goes to the LUN
         or comes from it.
         """
-        if self.options.mode != "quick":
-            return self._peer_deadline_s
-        rate = self.options.storage_rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
-        return self._peer_deadline_s + 2 * self.options.ram_bytes * 8 / rate
+        return self._peer_deadline_s + planned.standstill_s(self.options)
 
     def _plan(self) -> dict[str, Any]:
         policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s

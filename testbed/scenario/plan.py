@@ -25,6 +25,8 @@ STORAGE = "storage"
 STORAGE_LINK = "stor0"
 STORAGE_ADDRESS = {"host-a": "10.5.0.1", "host-b": "10.5.0.2", STORAGE: "10.5.0.10"}
 GUEST_DISK = "vm1"
+SLOWEST_STORAGE_BITS_PER_S = 500_000_000
+"""Of a link that is not limited: what this machine gives when it is busy."""
 
 
 def client_names(options: Options) -> tuple[str, ...]:
@@ -98,13 +100,26 @@ def guest(options: Options) -> GuestDescription:
         announce=options.announce,
         hold=options.hold,
         tracker=options.tracker,
-        # With room to spare, but no more: the table is read as a whole when the guest is attached.
-        max_connections=512 + 2 * options.connections + 2 * options.churn_per_s,
+        max_connections=_most_connections(options),
         fill=options.fill,
         seed=options.seed,
         load=load,
         disk=GUEST_DISK if options.has_storage else None,
     )
+
+
+def _most_connections(options: Options) -> int:
+    """With room to spare, but no more: the table is read as a whole when the guest is attached. New
+    connections that come while it stands still are all there at once when it runs again.
+    """
+    arriving = options.churn_per_s * (2 + standstill_s(options))
+    return 512 + 2 * options.connections + int(arriving)
+
+
+def standstill_s(options: Options) -> float:
+    """How long the guest may stand still: in a Quick Migration, while RAM goes to the LUN and comes back."""
+    rate = options.storage_rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
+    return 3 * options.ram_bytes * 8 / rate if options.mode == "quick" else 0.0
 
 
 def probes(options: Options) -> dict[str, list[dict[str, Any]]]:

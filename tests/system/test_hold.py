@@ -290,7 +290,7 @@ def test_the_kernel_judges_frames_as_the_interpreter_does(host: stage.Host, grou
     pairs = {name: bytes(frame) for name, frame in getattr(frames, group).items() if len(bytes(frame)) >= 14}
     into = FrameRelease(host.namespace, HOLD_PORT)
     host.hold.start()
-    into.release(bytes(packet.VNET_HEADER_BYTES) + frame for frame in pairs.values())
+    into.release([bytes(packet.VNET_HEADER_BYTES) + frame for frame in pairs.values()])
     held = [frame[packet.VNET_HEADER_BYTES :] for frame in host.hold.drain()]
     assert held == [frame for frame in pairs.values() if group == "CONCERNING"]
 
