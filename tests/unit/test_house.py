@@ -66,6 +66,7 @@ PURE = (
     "testbed/storage/lun.py",
     "testbed/storage/lun_json.py",
     "testbed/storage/nbd.py",
+    "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
 )
