@@ -28,6 +28,7 @@ MIGRATION = {"host-a": "10.6.0.1", "host-b": "10.6.0.2"}
 KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
 PEER = {"host-a": "host-b", "host-b": "host-a"}
 RELAY_PORT = 7920
+_CLOSE_WAIT, _LISTEN = "08", "0A"  # include/net/tcp_states.h
 PRELOAD = ("testbed.storage.service", "testbed.storage.target")
 
 
@@ -113,10 +114,22 @@ class Stage:
 
     def unsent_bytes(self, host: str) -> int:
         """What the kernel of a host still means to deliver to the target's NBD port."""
-        table = Path(f"/proc/{self.processes[host].pid}/net/tcp").read_text().splitlines()[1:]
-        rows = [line.split() for line in table]
-        to_target = [row for row in rows if row[2].endswith(f":{TARGET[1]:04X}")]
+        to_target = [row for row in self._tcp(host) if row[2].endswith(f":{TARGET[1]:04X}")]
         return sum(int(row[4].partition(":")[0], 16) for row in to_target)
+
+    def held_bytes(self, host: str) -> int:
+        """What the peer has sent to a host's relay for the target's NBD port, and the relay has not taken."""
+        carried = [row for row in self._tcp(host) if row[1].endswith(f":{RELAY_PORT:04X}")]
+        return sum(int(row[4].partition(":")[2], 16) for row in carried if row[3] != _LISTEN)
+
+    def ended_by_target(self, host: str) -> int:
+        """How many of a host's connections to the NBD port the target has ended, and the host not yet."""
+        rows = self._tcp(host)
+        return sum(row[2].endswith(f":{TARGET[1]:04X}") and row[3] == _CLOSE_WAIT for row in rows)
+
+    def _tcp(self, host: str) -> list[list[str]]:
+        table = Path(f"/proc/{self.processes[host].pid}/net/tcp").read_text().splitlines()[1:]
+        return [line.split() for line in table]
 
     def link(self, host: str, ifname: str, up: bool) -> None:
         """Mend or cut a host's link."""
@@ -145,6 +158,14 @@ def service_that_leaves_connections_behind(argument: dict[str, Any], fds: list[i
     left_behind: list[socket.socket] = []
     nexus.abandon = left_behind.append
     paths.cut = lambda connection: connection.shutdown(socket.SHUT_RD)
+    return service.main(argument, fds)
+
+
+def service_without_turns(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service whose connections to the target do not say which of them is the newest."""
+    from testbed.storage import nexus, service
+
+    nexus.Nexus._next_turn = lambda self: self.export  # type: ignore[method-assign]
     return service.main(argument, fds)
 
 

@@ -248,7 +248,8 @@ def test_an_exports_name_says_who_asks(name: str, expected: tuple[str, Nexus]) -
         f"key={A}&lease=d&epoch=-1", f"key={A}&key={B}", "lease=d&epoch=1", f"key={A}&lease=/&epoch=1",
         f"key={A}&more=1", f"key={A}&", f"key={A}&lease=d&epoch=1{'0' * 20}", f"session={B}&turn=1",
         f"key={A}&session={B}", f"key={A}&turn=1", f"key={A}&session=b&turn=1",
-        f"key={A}&session={B}&turn=-1", f"key={A}&session={B}&turn=1{'0' * 20}", f"key={A}&session={B}&turn=1&turn=2",
+        f"key={A}&session={B}&turn=-1", f"key={A}&session={B}&turn=1{'0' * 20}",
+        f"key={A}&session={B}&turn=1&turn=2", f"key={A}&session={B}&turn=1&lease=d&epoch=1",
     ],
 )  # fmt: skip
 def test_an_exports_name_that_says_something_else_is_refused(query: str) -> None:
