@@ -15,7 +15,6 @@ from testbed.storage import nbd, stream
 from testbed.storage.client import NbdClient, NbdRefused
 from testbed.storage.nbd import Request
 from testbed.storage.stream import StreamLost
-from testbed.storage.volume_client import VolumeClient
 from tests.system import storage_stage as storage
 from tests.system.guest_agent import eventually
 from tests.system.storage_stage import KEY_A, bound, share
@@ -26,6 +25,7 @@ pytestmark = pytest.mark.universe(preload=PRELOAD)
 DISK = 1 << 20
 OLD, NEW = b"old!" * 1024, b"new!" * 1024
 SESSION = "5" * 16
+STAGE = "tests.system.volume_stage"
 
 
 # ---- the target, and a relay that the test is
@@ -90,7 +90,69 @@ def test_two_sessions_of_one_host_go_on_side_by_side(tmp_path: Path) -> None:
         client.write(DISK, NEW)
 
 
-# ---- a host's volume service, and its peer's relay
+# ---- a host's volume service, and what it leaves behind in the kernel
+
+
+@contextmanager
+def disk_of_host_b(entry: str = "testbed.storage.service:main") -> Iterator[tuple[Stage, NbdClient]]:
+    """A disk that host-b has open; `entry` is what its volume service is."""
+    with mounted() as (made, _, _):
+        made.kill("host-b")
+        made.start_service("host-b", entry=entry)
+        b = made.client("host-b")
+        b.mount()
+        b.create("d", MIB)
+        yield made, made.disk("host-b", "d")
+
+
+def write_over_a_cut_link(made: Stage, disk: NbdClient) -> None:
+    """Cut host-b's storage link, and write to the same place "old!", which finds out, and then "new!"."""
+    disk.read(0, 512)  # there is a connection over it
+    made.link("host-b", "stor0", up=False)
+    disk.write(0, OLD)
+    disk.write(0, NEW)
+    assert disk.read(0, len(NEW)) == NEW
+    made.await_state("host-b", "redirected")
+
+
+def leave_an_old_write_behind(made: Stage, disk: NbdClient) -> None:
+    """host-b's kernel has "old!" still to deliver, once the link is mended; "new!" has gone another way."""
+    for _ in range(5):
+        write_over_a_cut_link(made, disk)
+        if made.unsent_bytes("host-b") >= len(OLD):
+            return
+        made.link("host-b", "stor0", up=True)  # the cut was noticed before the write
+        made.await_state("host-b", "direct")
+    pytest.fail("the cut is noticed before each write")
+
+
+def test_a_write_left_behind_on_a_way_that_was_cut_never_arrives() -> None:
+    """It has gone another way meanwhile, and so have newer ones. The abort throws it away."""
+    with disk_of_host_b() as (made, disk):
+        write_over_a_cut_link(made, disk)
+        assert made.unsent_bytes("host-b") < 512  # each FIN counts as one
+        made.link("host-b", "stor0", up=True)
+        made.await_state("host-b", "direct")
+        assert disk.read(0, len(NEW)) == NEW
+
+
+def test_without_the_abort_it_arrives_and_its_turn_is_over() -> None:
+    with disk_of_host_b(f"{STAGE}:service_that_leaves_connections_behind") as (made, disk):
+        leave_an_old_write_behind(made, disk)
+        made.link("host-b", "stor0", up=True)
+        eventually(lambda: made.unsent_bytes("host-b") < 512)
+        assert disk.read(0, len(NEW)) == NEW
+
+
+def test_without_abort_and_turns_it_arrives_after_newer_ones() -> None:
+    """The negative control of both: the kernel delivers what it has once the link is mended."""
+    with disk_of_host_b(f"{STAGE}:service_with_neither") as (made, disk):
+        leave_an_old_write_behind(made, disk)
+        made.link("host-b", "stor0", up=True)
+        eventually(lambda: disk.read(0, len(OLD)) == OLD)
+
+
+# ---- and in its peer's relay
 
 
 def overtake(made: Stage, disk: NbdClient) -> None:
@@ -114,20 +176,8 @@ def overtake(made: Stage, disk: NbdClient) -> None:
     eventually(lambda: made.held_bytes("host-a") == 0)
 
 
-@contextmanager
-def disk_of_host_b(entry: str) -> Iterator[tuple[Stage, NbdClient]]:
-    """A disk that host-b has open; `entry` is what its volume service is."""
-    with mounted() as (made, _, _):
-        made.kill("host-b")
-        made.start_service("host-b", entry=entry)
-        b: VolumeClient = made.client("host-b")
-        b.mount()
-        b.create("d", MIB)
-        yield made, made.disk("host-b", "d")
-
-
 def test_a_write_in_a_relay_that_stood_still_does_not_land_after_newer_ones() -> None:
-    with disk_of_host_b("testbed.storage.service:main") as (made, disk):
+    with disk_of_host_b() as (made, disk):
         overtake(made, disk)
         eventually(lambda: made.ended_by_target("host-a") == 0)  # the relay has tried to carry it on
         assert disk.read(0, len(NEW)) == NEW
@@ -135,6 +185,6 @@ def test_a_write_in_a_relay_that_stood_still_does_not_land_after_newer_ones() ->
 
 def test_without_turns_it_does() -> None:
     """The negative control: a volume service whose connections do not say which of them is the newest."""
-    with disk_of_host_b("tests.system.volume_stage:service_without_turns") as (made, disk):
+    with disk_of_host_b(f"{STAGE}:service_without_turns") as (made, disk):
         overtake(made, disk)
         eventually(lambda: disk.read(0, len(OLD)) == OLD)

@@ -169,6 +169,14 @@ def service_without_turns(argument: dict[str, Any], fds: list[int]) -> int:
     return service.main(argument, fds)
 
 
+def service_with_neither(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that does both: nothing keeps an old write of it from arriving late."""
+    from testbed.storage import nexus
+
+    nexus.Nexus._next_turn = lambda self: self.export  # type: ignore[method-assign]
+    return service_that_leaves_connections_behind(argument, fds)
+
+
 def control(host: str) -> Path:
     return Path(f"/run/storage/{host}.control")
 
