@@ -39,7 +39,6 @@ PURE = (
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
-    "testbed/guest/nbd.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
