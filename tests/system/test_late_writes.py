@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import fcntl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ from testbed.storage.stream import StreamLost
 from tests.system import storage_stage as storage
 from tests.system.guest_agent import eventually
 from tests.system.storage_stage import KEY_A, bound, share
-from tests.system.volume_stage import DEADLINE_S, MIB, PRELOAD, Stage, mounted
+from tests.system.volume_stage import DEADLINE_S, MIB, PRELOAD, RELAY_PORT, STALL, STALLED, Stage, mounted
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -155,30 +155,33 @@ def test_without_abort_and_turns_it_arrives_after_newer_ones() -> None:
 # ---- and in its peer's relay
 
 
-def overtake(made: Stage, disk: NbdClient) -> None:
+def overtake(made: Stage, disk: NbdClient) -> ExitStack:
     """host-b's old write comes to host-a's relay, which stands still. host-b goes the direct way again,
-    without the relay hearing of it, and writes "new!" there. Then the relay goes on."""
+    without the relay hearing of it, and writes "new!" there. To close what is returned lets the relay go
+    on."""
+    made.kill("host-a")
+    made.start_service("host-a", entry=f"{STAGE}:service_whose_relay_stalls")
     made.link("host-b", "stor0", up=False)
     made.await_state("host-b", "redirected")
     disk.read(0, 512)  # there is a connection through the relay
-    relay = made.processes["host-a"]
-    signal.pidfd_send_signal(relay.pidfd, signal.SIGSTOP)
-    request = threading.Thread(target=disk.write, args=(0, OLD))
-    request.start()
-    eventually(lambda: made.held_bytes("host-a") > len(OLD))
-    made.link("host-b", "mig0", up=False)
-    made.link("host-b", "stor0", up=True)
-    made.await_state("host-b", "direct")
-    request.join(DEADLINE_S)
-    assert not request.is_alive()
-    disk.write(0, NEW)
-    signal.pidfd_send_signal(relay.pidfd, signal.SIGCONT)
-    eventually(lambda: made.held_bytes("host-a") == 0)
+    with ExitStack() as stalling:
+        fcntl.flock(stalling.enter_context(STALL.open("w")), fcntl.LOCK_EX)
+        request = threading.Thread(target=disk.write, args=(0, OLD))
+        request.start()
+        eventually(lambda: STALLED.exists() and not made.unsent_bytes("host-b", RELAY_PORT))
+        made.link("host-b", "mig0", up=False)
+        made.link("host-b", "stor0", up=True)
+        made.await_state("host-b", "direct")
+        request.join(DEADLINE_S)
+        assert not request.is_alive()
+        disk.write(0, NEW)
+        return stalling.pop_all()
 
 
 def test_a_write_in_a_relay_that_stood_still_does_not_land_after_newer_ones() -> None:
     with disk_of_host_b() as (made, disk):
-        overtake(made, disk)
+        with overtake(made, disk):
+            eventually(lambda: made.ended_by_target("host-a") == 1)
         eventually(lambda: made.ended_by_target("host-a") == 0)  # the relay has tried to carry it on
         assert disk.read(0, len(NEW)) == NEW
 
@@ -186,5 +189,6 @@ def test_a_write_in_a_relay_that_stood_still_does_not_land_after_newer_ones() ->
 def test_without_turns_it_does() -> None:
     """The negative control: a volume service whose connections do not say which of them is the newest."""
     with disk_of_host_b(f"{STAGE}:service_without_turns") as (made, disk):
-        overtake(made, disk)
+        with overtake(made, disk):
+            assert disk.read(0, len(NEW)) == NEW
         eventually(lambda: disk.read(0, len(OLD)) == OLD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ MIGRATION = {"host-a": "10.6.0.1", "host-b": "10.6.0.2"}
 KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
 PEER = {"host-a": "host-b", "host-b": "host-a"}
 RELAY_PORT = 7920
-_CLOSE_WAIT, _LISTEN = "08", "0A"  # include/net/tcp_states.h
+STALL, STALLED = Path("/run/stall"), Path("/run/stalled")
+_CLOSE_WAIT = "08"  # include/net/tcp_states.h
 PRELOAD = ("testbed.storage.service", "testbed.storage.target")
 
 
@@ -112,15 +114,10 @@ class Stage:
         """Open a disk at a host's service, as a guest would."""
         return self._stack.enter_context(NbdClient.connect(nbd(host), export, deadline_s=DEADLINE_S))
 
-    def unsent_bytes(self, host: str) -> int:
-        """What the kernel of a host still means to deliver to the target's NBD port."""
-        to_target = [row for row in self._tcp(host) if row[2].endswith(f":{TARGET[1]:04X}")]
-        return sum(int(row[4].partition(":")[0], 16) for row in to_target)
-
-    def held_bytes(self, host: str) -> int:
-        """What the peer has sent to a host's relay for the target's NBD port, and the relay has not taken."""
-        carried = [row for row in self._tcp(host) if row[1].endswith(f":{RELAY_PORT:04X}")]
-        return sum(int(row[4].partition(":")[2], 16) for row in carried if row[3] != _LISTEN)
+    def unsent_bytes(self, host: str, port: int = TARGET[1]) -> int:
+        """What the kernel of a host still means to deliver to the target's NBD port, or the peer's relay."""
+        rows = [row for row in self._tcp(host) if row[2].endswith(f":{port:04X}")]
+        return sum(int(row[4].partition(":")[0], 16) for row in rows)
 
     def ended_by_target(self, host: str) -> int:
         """How many of a host's connections to the NBD port the target has ended, and the host not yet."""
@@ -166,6 +163,40 @@ def service_without_turns(argument: dict[str, Any], fds: list[int]) -> int:
     from testbed.storage import nexus, service
 
     nexus.Nexus._next_turn = lambda self: self.export  # type: ignore[method-assign]
+    return service.main(argument, fds)
+
+
+class _Stalling:
+    """The relay's socket to the target. While another has locked the file STALL, what would be sent waits,
+    and the file STALLED says so."""
+
+    def __init__(self, sink: socket.socket) -> None:
+        self._sink = sink
+
+    def sendall(self, data: memoryview) -> None:
+        with STALL.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                STALLED.touch()
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        self._sink.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)
+
+
+def service_whose_relay_stalls(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service whose relay stands still, with what it has taken in for the target's NBD port."""
+    from testbed.storage import relay, service
+
+    pump = relay._pump
+
+    def stalling(source: socket.socket, sink: Any) -> None:
+        to_target = sink.family == socket.AF_INET and sink.getpeername() == TARGET[:2]
+        pump(source, _Stalling(sink) if to_target else sink)  # type: ignore[arg-type]
+
+    relay._pump = stalling
     return service.main(argument, fds)
 
 
