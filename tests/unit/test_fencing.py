@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from testbed.storage import fencing
+from testbed.storage import fencing, nbd, server, stream
 from testbed.storage.control import answer
 from testbed.storage.fencing import Door, Lun
 from testbed.storage.lun import LunState, Nexus, ReservationType
-from testbed.storage.nbd import NbdRefused, TransmissionFlags
+from testbed.storage.nbd import NbdRefused, Request, TransmissionFlags
 from testbed.storage.turns import TurnOver
 from tests.unit.storage_fakes import DEADLINE_S, FakeStore
 
@@ -273,6 +274,34 @@ def test_a_turn_is_opened_when_no_older_write_can_land() -> None:
             store.go.set()
     assert store.done == [("write", DISK, 3), ("opened",), ("write", DISK, 3)]
     assert store.content[DISK : DISK + 3] == b"new"
+
+
+def test_a_write_in_the_receive_buffer_does_not_land_either() -> None:
+    """It lies there behind the one under way, and the connection has been told to end but goes on."""
+    unit, store = made()
+    store.hold = lambda offset: not store.go.is_set()
+    admitted = threading.Event()
+    first = unit.door(FIRST)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, first.attached(admitted.set), beside(lambda: server.serve(theirs, first)):
+        stream.set_deadline(ours, DEADLINE_S)
+        under_way, behind = (Request(nbd.NBD_CMD_WRITE, DISK, 3, cookie=cookie) for cookie in (1, 2))
+        for request in (under_way, behind):
+            stream.send(ours, nbd.encode_request(request), b"old")
+        assert store.begun.wait(DEADLINE_S)
+        with beside(lambda: reconnect_and_write(unit)):
+            assert admitted.wait(DEADLINE_S)
+            store.go.set()
+        nbd.parse_simple_reply(stream.receive(ours, nbd.SIMPLE_REPLY.size), under_way)
+        with pytest.raises(NbdRefused, match="EPERM"):
+            nbd.parse_simple_reply(stream.receive(ours, nbd.SIMPLE_REPLY.size), behind)
+        stream.send(ours, nbd.encode_request(Request(nbd.NBD_CMD_DISC)))
+    assert store.content[DISK : DISK + 3] == b"new"
+
+
+def reconnect_and_write(unit: Lun) -> None:
+    with opened(unit, SECOND) as second:
+        second.write(DISK, memoryview(b"new"))
 
 
 def test_without_a_session_an_older_write_lands_after_newer_ones() -> None:
