@@ -26,16 +26,9 @@ from time import monotonic
 from typing import Any, Protocol
 
 from testbed.guest.memory import Memory
-from testbed.guest.nbd import (
-    NBD_EPERM,
-    NBD_ESHUTDOWN,
-    REPLY_BYTES,
-    ReplyError,
-    name_of,
-    reply,
-    request,
-)
 from testbed.guest.ring import FLUSH, READ, WRITE, DiskBusy, Ring
+from testbed.storage import nbd
+from testbed.storage.nbd import NbdBroken, NbdRefused, Request
 
 __all__ = ["Disk", "DiskBusy", "DiskError", "DiskLost", "Fenced"]
 
@@ -87,7 +80,7 @@ class Disk:
         self._running = self._booting = False
         self._armed = 0
         self._outgoing: list[bytes | memoryview] = []  # what is left of the request that is being sent
-        self._head = bytearray(REPLY_BYTES)
+        self._head = bytearray(nbd.SIMPLE_REPLY.size)
         self._body: memoryview | None = None  # where a read's data goes, while it comes
         self._received = 0  # bytes of the head, or of the body
         self._answered = 0  # the slot whose body comes
@@ -219,7 +212,7 @@ class Disk:
             except Fenced:
                 self.disconnect()
                 raise
-            except ReplyError as error:
+            except NbdBroken as error:
                 self.disconnect()
                 raise DiskLost(f"disk: {error}") from error
             except OSError as error:
@@ -255,7 +248,8 @@ class Disk:
         if slot is None:
             return False
         operation, length = ring.operation(slot), ring.length(slot)
-        self._outgoing = [request(operation, ring.cookie(slot), ring.offset(slot), length)]
+        request = Request(operation, ring.offset(slot), length, cookie=ring.cookie(slot))
+        self._outgoing = [nbd.encode_request(request)]
         if operation == WRITE:
             self._outgoing.append(ring.data(slot))
         ring.sent(slot)
@@ -267,14 +261,14 @@ class Disk:
         if self._body is None:
             if not self._fill(memoryview(self._head)):
                 return
-            error, cookie = reply(self._head)
+            error, cookie = nbd.parse_reply_header(self._head)
             slot = self._ring.slot_of(cookie)
             if slot is None:
-                raise ReplyError(f"a reply to {cookie}, which was not asked")
-            if error == NBD_EPERM:
+                raise NbdBroken(f"a reply to {cookie}, which was not asked")
+            if error == nbd.Error.EPERM:
                 raise Fenced("the disk refuses this host (EPERM): it belongs to another owner now")
-            if error == NBD_ESHUTDOWN:
-                raise ReplyError("the server is shutting down")
+            if error == nbd.Error.ESHUTDOWN:
+                raise NbdBroken("the server is shutting down")
             if error or self._ring.operation(slot) != READ:
                 self._done(slot, error, tell)
                 return
@@ -291,7 +285,7 @@ class Disk:
         except BlockingIOError:
             return False
         if not count:
-            raise ReplyError("the connection has ended")
+            raise NbdBroken("the connection has ended")
         self._received += count
         if self._received < len(buffer):
             return False
@@ -306,7 +300,7 @@ class Disk:
         error = ring.done(slot, error)
         try:
             if not silent:
-                tell(tag, name_of(error), data)
+                tell(tag, nbd.error_name(error) if error else None, data)
         finally:
             if is_read:
                 ring.release(slot)
@@ -318,13 +312,14 @@ class Disk:
 
     def _read_piece(self, offset: int, length: int, end_s: float) -> bytes:
         cookie = self._ring.take_number()
-        self._transfer([request(READ, cookie, offset, length)], end_s)
+        request = Request(READ, offset, length, cookie=cookie)
+        self._transfer([nbd.encode_request(request)], end_s)
         try:
-            error, answered = reply(self._receive_now(REPLY_BYTES, end_s))
-        except ReplyError as problem:
+            nbd.parse_simple_reply(self._receive_now(nbd.SIMPLE_REPLY.size, end_s), request)
+        except NbdBroken as problem:
             raise DiskLost(f"disk: {problem}") from problem
-        if error or answered != cookie:
-            raise DiskError(f"{length} bytes at {offset} cannot be read: {name_of(error) or 'wrong reply'}")
+        except NbdRefused as refused:
+            raise DiskError(f"{length} bytes at {offset} cannot be read: {refused.name}") from refused
         return bytes(self._receive_now(length, end_s))
 
     def _transfer(self, buffers: list[bytes | memoryview], end_s: float) -> None:

@@ -17,7 +17,7 @@ write before it.
 from __future__ import annotations
 
 from testbed.guest.memory import Memory
-from testbed.guest.nbd import NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_WRITE
+from testbed.storage.nbd import NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_WRITE
 
 READ, WRITE, FLUSH = NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_FLUSH
 

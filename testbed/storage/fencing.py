@@ -11,6 +11,7 @@ from typing import Protocol
 from testbed.storage import nbd
 from testbed.storage.lun import LunState, Nexus
 from testbed.storage.nbd import NbdRefused, TransmissionFlags
+from testbed.storage.turns import TurnOver, Turns
 
 PIECE_BYTES = nbd.MOST_PAYLOAD_BYTES
 """Zeroes and trims, which carry no data, may be longer than any write. They are done in pieces, each checked
@@ -38,12 +39,12 @@ class _UnderWay:
     """A write that has been let through and is not done yet."""
 
     def __init__(self, nexus: Nexus, offset: int, length: int) -> None:
-        self._nexus = nexus
+        self.nexus = nexus
         self._offset = offset
         self._length = length
 
     def allowed_by(self, state: LunState) -> bool:
-        return state.may_write(self._nexus, self._offset, self._length)
+        return state.may_write(self.nexus, self._offset, self._length)
 
 
 class Lun:
@@ -56,6 +57,9 @@ class Lun:
     (under `_gate`), and a change first puts the new state in place, then waits until no write is under way
     that the new state forbids. Writes that it allows, those of the other disks of a busy LUN for instance,
     neither wait for the change nor keep it waiting.
+
+    A connection of a later turn fences off those before it in the same two steps (:meth:`admit`,
+    :meth:`await_earlier`): when it has been opened, no write that its client has given up can land.
 
     A change is on stable storage before it holds (`keep`): a target that is restarted knows what it has
     promised. A change that comes to nothing new waits all the same: the answer to the first try may have
@@ -70,6 +74,7 @@ class Lun:
         self._gate = threading.Condition()
         self._under_way: set[_UnderWay] = set()
         self._doors: set[Door] = set()
+        self._turns = Turns()
 
     @property
     def state(self) -> LunState:
@@ -94,10 +99,10 @@ class Lun:
 
     @contextmanager
     def writing(self, nexus: Nexus, offset: int, length: int) -> Iterator[None]:
-        """The block may write these bytes. NbdRefused (EPERM) if this nexus may not."""
+        """The block may write these bytes. NbdRefused (EPERM) if this nexus may not, or its turn is over."""
         write = _UnderWay(nexus, offset, length)
         with self._gate:
-            if not write.allowed_by(self._state):
+            if not self._turns.current(nexus) or not write.allowed_by(self._state):
                 raise NbdRefused("EPERM", f"{nexus} may not write {length} bytes at {offset}")
             self._under_way.add(write)
         try:
@@ -112,14 +117,33 @@ class Lun:
         return Door(self, nexus)
 
     def admit(self, door: Door) -> None:
-        """From now on :meth:`cut` may end the connection of `door`."""
+        """From now on :meth:`cut`, or a later turn, may end the connection of `door`; those of earlier turns
+        are ended, and write nothing any more. TurnOver if there is a later one: nothing has changed then."""
         with self._gate:
+            self._turns.open(door.nexus)
             self._doors.add(door)
+            over = [one for one in self._doors if door.nexus.ends(one.nexus)]
+            self._gate.notify_all()  # one of them may be waiting for those before it
+        for one in over:
+            one.cut()
+
+    def await_earlier(self, door: Door) -> None:
+        """Return when no write of an earlier turn is under way any more. TurnOver if a later one has been
+        opened meanwhile, which waits for them all itself."""
+        nexus = door.nexus
+        with self._gate:
+            self._gate.wait_for(lambda: not self._turns.current(nexus) or not self._earlier(nexus))
+            if not self._turns.current(nexus):
+                raise TurnOver(f"turn {nexus.turn} of session {nexus.session} has not waited to the end")
+
+    def _earlier(self, nexus: Nexus) -> bool:
+        return any(nexus.ends(write.nexus) for write in self._under_way)
 
     def dismiss(self, door: Door) -> None:
-        """Undo :meth:`admit`."""
+        """Undo :meth:`admit`: the connection has ended, and nothing of it is under way."""
         with self._gate:
             self._doors.remove(door)
+            self._turns.close(door.nexus)
 
     def cut(self, key: str) -> None:
         """End every connection that names this key."""
@@ -167,11 +191,15 @@ class Door:
 
     @contextmanager
     def attached(self, cut: Callable[[], None]) -> Iterator[None]:
-        """For the length of the block, a preempt that aborts ends this nexus's connection by calling
-        `cut`."""
+        """For the length of the block the connection of this nexus is open; a preempt that aborts, or a later
+        turn, ends it by calling `cut`.
+
+        When the block begins, no write of an earlier turn can land any more. TurnOver if this one is over.
+        """
         self.cut = cut
         self._lun.admit(self)
         try:
+            self._lun.await_earlier(self)
             yield
         finally:
             self._lun.dismiss(self)

@@ -80,11 +80,19 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Nexus:
-    """What a connection says of itself: nothing, a key, or a key and a lease at an epoch."""
+    """What a connection says of itself: nothing, or a key. With a key perhaps a lease at an epoch, and
+    perhaps a session and its turn (:class:`testbed.storage.turns.Turns`)."""
 
     key: str | None = None
     lease: str | None = None
     epoch: int | None = None
+    session: str | None = None
+    turn: int = 0
+
+    def ends(self, other: Nexus) -> bool:
+        """Whether the other is over from when this one is opened: it is an earlier turn of its session."""
+        same = (self.key, self.session) == (other.key, other.session)
+        return same and self.session is not None and other.turn < self.turn
 
 
 @dataclass(frozen=True)

@@ -26,31 +26,38 @@ STATE_VERSION = 1
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_EPOCH = re.compile(r"[0-9]{1,19}")
+_NEXUS = re.compile(
+    r"key=([0-9A-Fa-f]{16})"
+    rf"(?:&lease=({_NAME.pattern})&epoch=([0-9]{{1,19}}))?"
+    r"(?:&session=([0-9A-Fa-f]{16})&turn=([0-9]{1,19}))?"
+)
 
 
 # ---- names and numbers
 
 
 def parse_export_name(name: str) -> tuple[str, Nexus]:
-    """LUN and nexus of an export's name: NAME, NAME?key=HEX16 or NAME?key=HEX16&lease=NAME&epoch=N.
+    """LUN and nexus of an export's name: NAME or NAME?key=HEX16, after which may stand &lease=NAME&epoch=N,
+    and then &session=HEX16&turn=N.
 
     LunError (BadRequest) for anything else.
     """
     lun, mark, query = name.partition("?")
     if not mark:
         return lun, Nexus()
-    words = dict(part.partition("=")[::2] for part in query.split("&"))
-    key = words.get("key", "").lower()
-    if not _KEY.fullmatch(key) or len(words) != query.count("&") + 1:
-        raise LunError(Kind.BAD_REQUEST, f"export {name!r}: must be like NAME?key=0123456789abcdef")
-    if words.keys() == {"key"}:
-        return lun, Nexus(key)
-    lease, epoch = words.get("lease", ""), words.get("epoch", "")
-    complete = words.keys() == {"key", "lease", "epoch"}
-    if not complete or not _NAME.fullmatch(lease) or not _EPOCH.fullmatch(epoch):
-        raise LunError(Kind.BAD_REQUEST, f"export {name!r}: after the key may stand &lease=NAME&epoch=N")
-    return lun, Nexus(key, lease, int(epoch))
+    said = _NEXUS.fullmatch(query)
+    if said is None:
+        form = "NAME?key=HEX16[&lease=NAME&epoch=N][&session=HEX16&turn=N]"
+        text = f"export {name!r}: must be like {form}, where HEX16 is 16 hexadecimal digits"
+        raise LunError(Kind.BAD_REQUEST, text)
+    key, lease, epoch, session, turn = said.groups()
+    return lun, Nexus(
+        key.lower(),
+        lease,
+        None if epoch is None else int(epoch),
+        None if session is None else session.lower(),
+        int(turn or 0),
+    )
 
 
 def parse_key(value: object) -> str:

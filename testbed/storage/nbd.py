@@ -377,10 +377,24 @@ def simple_reply(cookie: int, error: Error = Error.NONE) -> bytes:
 
 def parse_simple_reply(data: bytes | bytearray, request: Request) -> None:
     """Check the reply to `request`. NbdRefused where it says so, NbdBroken where it is none."""
-    magic, error, cookie = SIMPLE_REPLY.unpack(data)
-    if magic != NBD_SIMPLE_REPLY_MAGIC or cookie != request.cookie:
-        raise NbdBroken(f"no reply to this request: magic {magic:#x}, cookie {cookie:#x}")
+    error, cookie = parse_reply_header(data)
+    if cookie != request.cookie:
+        raise NbdBroken(f"no reply to this request: cookie {cookie:#x}, not {request.cookie:#x}")
     if error:
-        known = error in list(Error)
         at = f"{request.length} bytes at {request.offset}"
-        raise NbdRefused(Error(error).name if known else "EINVAL", f"the server says so of {at}")
+        raise NbdRefused(error_name(error), f"the server says so of {at}")
+
+
+def parse_reply_header(data: bytes | bytearray) -> tuple[int, int]:
+    """(error, cookie) of a simple reply, for a client with more than one request under way; a read's data
+    follows where the error is 0. NbdBroken where it is none."""
+    magic, error, cookie = SIMPLE_REPLY.unpack(data)
+    if magic != NBD_SIMPLE_REPLY_MAGIC:
+        raise NbdBroken(f"no reply: magic {magic:#x}, not {NBD_SIMPLE_REPLY_MAGIC:#x}")
+    return error, cookie
+
+
+def error_name(error: int) -> str:
+    """The name of a reply's error. One that the protocol does not know counts as EINVAL ("Error values",
+    proto.md)."""
+    return Error(error).name if error in list(Error) else "EINVAL"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
@@ -17,11 +18,12 @@ STUCK_S = 60.0
 
 
 class Nexus:
-    """The export `export` of the target, for one thread.
+    """The export `export` of the target, which names a key, for one thread.
 
     A request whose answer does not come is made again over the way that then works: every one of them may be
-    carried out twice. What the target refuses is refused (NbdRefused). While no way works a request waits,
-    for `deadline_s` at most: Offline.
+    carried out twice, but none after a newer one, for each connection is the next turn of one session
+    (:class:`testbed.storage.turns.Turns`). What the target refuses is refused (NbdRefused). While no way
+    works a request waits, for `deadline_s` at most: Offline.
     """
 
     def __init__(self, paths: Paths, export: str, deadline_s: float) -> None:
@@ -29,6 +31,8 @@ class Nexus:
         self._paths = paths
         self._deadline_s = deadline_s
         self._given_up: Callable[[], bool] = lambda: False
+        self._session = secrets.token_hex(8)
+        self._turn = 0
         self._client: NbdClient | None = None
         self._route: Route | None = None
         self._carried = ExitStack()
@@ -87,14 +91,20 @@ class Nexus:
         if self._client is not None and self._route == route:
             return self._client
         self.close()
-        client = NbdClient.connect(route.nbd, self.export, deadline_s=IO_DEADLINE_S)
+        client = NbdClient.connect(route.nbd, self._next_turn(), deadline_s=IO_DEADLINE_S)
         stream.set_deadline(client.socket, STUCK_S)
         self._carried.enter_context(self._paths.carrying(client.socket, route))
         self._client, self._route = client, route
         return client
 
+    def _next_turn(self) -> str:
+        """The export's name for a new connection, which ends those before it."""
+        self._turn += 1
+        return f"{self.export}&session={self._session}&turn={self._turn}"
+
     def _abandon(self) -> None:
-        """Leave the connection behind so that nothing of it arrives later."""
+        """Leave the connection behind so that nothing of it arrives later where the peer hears of it; where
+        it does not, the next turn sees to that."""
         self._carried.close()
         client, self._client = self._client, None
         if client is not None:

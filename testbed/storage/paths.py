@@ -63,7 +63,7 @@ class Paths:
     A way that is lost may come back, and then the kernel would still deliver what a connection over it has in
     its send buffer: an old write, after the same write and newer ones have gone another way. So whoever
     leaves a connection behind must abort it (:func:`abandon`), which empties the buffer; :meth:`carrying`
-    sees to that.
+    sees to that. What is past that buffer the target keeps out (:class:`testbed.storage.turns.Turns`).
     """
 
     def __init__(self, routes: tuple[Route, ...], told: Callable[[str], None]) -> None:

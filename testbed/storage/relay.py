@@ -82,7 +82,8 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     that nobody waits for what will not come.
 
     What a peer has sent and then aborted is not carried any further: it goes another way by now, and an old
-    write must not arrive after it. The kernel would still hand it out, before it tells of the abort.
+    write must not arrive after it. The kernel would still hand it out, before it tells of the abort. Where
+    the abort itself is lost, the target ends the connection, when the peer's next turn comes.
     """
     buffer = memoryview(bytearray(PIECE_BYTES))
     errors = select.poll()

@@ -25,6 +25,7 @@ from testbed.storage.kept import Kept
 from testbed.storage.lines import LineBroken, Lines
 from testbed.storage.lun import Kind, LunError, LunState
 from testbed.storage.nbd import NbdBroken, NoSuchExport
+from testbed.storage.turns import TurnOver
 
 DISK_SUFFIX = ".img"
 STATE_SUFFIX = ".lun"
@@ -154,9 +155,9 @@ class Target:
             connection.close()
 
     def _serve_nbd(self, connection: socket.socket) -> None:
-        door = server.handshake(connection, self, HANDSHAKE_DEADLINE_S)
-        if door is not None:
-            with door.attached(lambda: _cut(connection)):
+        with _AskedFor(self, connection) as asked_for:
+            door = server.handshake(connection, asked_for, HANDSHAKE_DEADLINE_S)
+            if door is not None:
                 server.serve(connection, door)
 
     def _serve_control(self, connection: socket.socket) -> None:
@@ -206,6 +207,36 @@ class Target:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+class _AskedFor:
+    """What one client asks for while it negotiates. The LUN that it asked for last is open to it, before the
+    answer is: from then on it may send writes."""
+
+    def __init__(self, target: Target, connection: socket.socket) -> None:
+        self._target = target
+        self._connection = connection
+        self._open = ExitStack()
+
+    def names(self) -> list[str]:
+        return self._target.names()
+
+    def find(self, name: str) -> Door:
+        """NoSuchExport; also for a turn that is over."""
+        self._open.close()
+        door = self._target.find(name)
+        try:
+            self._open.enter_context(door.attached(lambda: _cut(self._connection)))
+        except TurnOver as error:
+            raise NoSuchExport(str(error)) from error
+        return door
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._open.close()
 
 
 def _listen(address: str, port: int) -> socket.socket:

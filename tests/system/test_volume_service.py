@@ -336,47 +336,6 @@ def test_io_goes_on_through_the_peer_while_the_storage_link_is_cut(both: Both) -
     assert b.state()["volume"] == a.state()["volume"] == "direct"
 
 
-def test_a_write_left_behind_on_a_way_that_was_cut_never_arrives(both: Both) -> None:
-    """It has gone another way meanwhile, and so have newer ones."""
-    made, _, b = both
-    b.create("d", MIB)
-    disk = made.disk("host-b", "d")
-    write_over_a_cut_link(made, disk)
-    assert made.unsent_bytes("host-b") < 512  # each FIN counts as one
-    made.link("host-b", "stor0", up=True)
-    made.await_state("host-b", "direct")
-    assert disk.read(0, 4096) == b"new!" * 1024
-
-
-def test_without_the_abort_an_old_write_arrives_after_newer_ones() -> None:
-    """The negative control: the kernel delivers what it has once the link is mended."""
-    with mounted() as (made, _, b):
-        made.kill("host-b")
-        made.start_service("host-b", entry="tests.system.volume_stage:service_that_leaves_connections_behind")
-        b = made.client("host-b")
-        b.mount()
-        b.create("d", MIB)
-        disk = made.disk("host-b", "d")
-        for _ in range(5):
-            write_over_a_cut_link(made, disk)
-            if made.unsent_bytes("host-b") >= 4096:
-                break
-            made.link("host-b", "stor0", up=True)  # the cut was noticed before the write
-            made.await_state("host-b", "direct")
-        made.link("host-b", "stor0", up=True)
-        eventually(lambda: disk.read(0, 4096) == b"old!" * 1024)
-
-
-def write_over_a_cut_link(made: Stage, disk: NbdClient) -> None:
-    """Cut host-b's storage link, and write to the same place "old!", which finds out, and then "new!"."""
-    disk.read(0, 512)  # there is a connection over it
-    made.link("host-b", "stor0", up=False)
-    disk.write(0, b"old!" * 1024)
-    disk.write(0, b"new!" * 1024)
-    assert disk.read(0, 4096) == b"new!" * 1024
-    made.await_state("host-b", "redirected")
-
-
 def test_fencing_holds_on_the_redirected_way_as_well(both: Both) -> None:
     made, a, b = both
     epoch = a.create("d", MIB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ MIGRATION = {"host-a": "10.6.0.1", "host-b": "10.6.0.2"}
 KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
 PEER = {"host-a": "host-b", "host-b": "host-a"}
 RELAY_PORT = 7920
+STALL, STALLED = Path("/run/stall"), Path("/run/stalled")
+_CLOSE_WAIT = "08"  # include/net/tcp_states.h
 PRELOAD = ("testbed.storage.service", "testbed.storage.target")
 
 
@@ -111,12 +114,19 @@ class Stage:
         """Open a disk at a host's service, as a guest would."""
         return self._stack.enter_context(NbdClient.connect(nbd(host), export, deadline_s=DEADLINE_S))
 
-    def unsent_bytes(self, host: str) -> int:
-        """What the kernel of a host still means to deliver to the target's NBD port."""
+    def unsent_bytes(self, host: str, port: int = TARGET[1]) -> int:
+        """What the kernel of a host still means to deliver to the target's NBD port, or the peer's relay."""
+        rows = [row for row in self._tcp(host) if row[2].endswith(f":{port:04X}")]
+        return sum(int(row[4].partition(":")[0], 16) for row in rows)
+
+    def ended_by_target(self, host: str) -> int:
+        """How many of a host's connections to the NBD port the target has ended, and the host not yet."""
+        rows = self._tcp(host)
+        return sum(row[2].endswith(f":{TARGET[1]:04X}") and row[3] == _CLOSE_WAIT for row in rows)
+
+    def _tcp(self, host: str) -> list[list[str]]:
         table = Path(f"/proc/{self.processes[host].pid}/net/tcp").read_text().splitlines()[1:]
-        rows = [line.split() for line in table]
-        to_target = [row for row in rows if row[2].endswith(f":{TARGET[1]:04X}")]
-        return sum(int(row[4].partition(":")[0], 16) for row in to_target)
+        return [line.split() for line in table]
 
     def link(self, host: str, ifname: str, up: bool) -> None:
         """Mend or cut a host's link."""
@@ -146,6 +156,56 @@ def service_that_leaves_connections_behind(argument: dict[str, Any], fds: list[i
     nexus.abandon = left_behind.append
     paths.cut = lambda connection: connection.shutdown(socket.SHUT_RD)
     return service.main(argument, fds)
+
+
+def service_without_turns(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service whose connections to the target do not say which of them is the newest."""
+    from testbed.storage import nexus, service
+
+    nexus.Nexus._next_turn = lambda self: self.export  # type: ignore[method-assign]
+    return service.main(argument, fds)
+
+
+class _Stalling:
+    """The relay's socket to the target. While another has locked the file STALL, what would be sent waits,
+    and the file STALLED says so."""
+
+    def __init__(self, sink: socket.socket) -> None:
+        self._sink = sink
+
+    def sendall(self, data: memoryview) -> None:
+        with STALL.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                STALLED.touch()
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        self._sink.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)
+
+
+def service_whose_relay_stalls(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service whose relay stands still, with what it has taken in for the target's NBD port."""
+    from testbed.storage import relay, service
+
+    pump = relay._pump
+
+    def stalling(source: socket.socket, sink: Any) -> None:
+        to_target = sink.family == socket.AF_INET and sink.getpeername() == TARGET[:2]
+        pump(source, _Stalling(sink) if to_target else sink)  # type: ignore[arg-type]
+
+    relay._pump = stalling
+    return service.main(argument, fds)
+
+
+def service_with_neither(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that does both: nothing keeps an old write of it from arriving late."""
+    from testbed.storage import nexus
+
+    nexus.Nexus._next_turn = lambda self: self.export  # type: ignore[method-assign]
+    return service_that_leaves_connections_behind(argument, fds)
 
 
 def control(host: str) -> Path:

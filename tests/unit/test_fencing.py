@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from testbed.storage import fencing
+from testbed.storage import fencing, nbd, server, stream
 from testbed.storage.control import answer
-from testbed.storage.fencing import Lun
+from testbed.storage.fencing import Door, Lun
 from testbed.storage.lun import LunState, Nexus, ReservationType
-from testbed.storage.nbd import NbdRefused, TransmissionFlags
+from testbed.storage.nbd import NbdRefused, Request, TransmissionFlags
+from testbed.storage.turns import TurnOver
 from tests.unit.storage_fakes import DEADLINE_S, FakeStore
 
 OLD, NEW = "a" * 16, "b" * 16
@@ -20,6 +22,8 @@ SIZE = 1 << 20
 DISK, OTHER = 4096, 65536
 """Where two virtual disks begin, a lease each: `disk` and `other`, both of OLD's at epoch 5."""
 OLD_NEXUS, NEW_NEXUS = Nexus(OLD, "disk", 5), Nexus(NEW, "disk", 6)
+FIRST, SECOND, THIRD = (Nexus(OLD, "disk", 5, "5" * 16, turn) for turn in (1, 2, 3))
+"""Connections of one client, with the same rights."""
 
 
 def state() -> LunState:
@@ -237,6 +241,156 @@ def test_preempt_with_abort_cuts_the_victims_connections(abort: bool) -> None:
     assert cut == (["old"] if abort else [])
     unit.cut(OLD)
     assert len(cut) <= 1, "a connection that has ended is not cut again"
+
+
+# ---- turns
+
+
+@contextmanager
+def opened(unit: Lun, nexus: Nexus) -> Iterator[Door]:
+    """A connection that nothing but its own end ends."""
+    door = unit.door(nexus)
+    with door.attached(lambda: None):
+        yield door
+
+
+def test_a_turn_is_opened_when_no_older_write_can_land() -> None:
+    """Its client has given the older one up, and makes the same write and newer ones again."""
+    unit, store = made()
+    store.hold = lambda offset: not store.go.is_set()
+    cut = threading.Event()
+    first = unit.door(FIRST)
+    with first.attached(cut.set), beside(lambda: first.write(DISK, memoryview(b"old"))):
+        assert store.begun.wait(DEADLINE_S)
+
+        def reconnect() -> None:
+            with opened(unit, SECOND) as second:
+                store.done.append(("opened",))
+                second.write(DISK, memoryview(b"new"))
+
+        with beside(reconnect) as answered:
+            assert cut.wait(DEADLINE_S)
+            assert not answered.wait(0.05)
+            store.go.set()
+    assert store.done == [("write", DISK, 3), ("opened",), ("write", DISK, 3)]
+    assert store.content[DISK : DISK + 3] == b"new"
+
+
+def test_a_write_in_the_receive_buffer_does_not_land_either() -> None:
+    """It lies there behind the one under way, and the connection has been told to end but goes on."""
+    unit, store = made()
+    store.hold = lambda offset: not store.go.is_set()
+    admitted = threading.Event()
+    first = unit.door(FIRST)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, first.attached(admitted.set), beside(lambda: server.serve(theirs, first)):
+        stream.set_deadline(ours, DEADLINE_S)
+        under_way, behind = (Request(nbd.NBD_CMD_WRITE, DISK, 3, cookie=cookie) for cookie in (1, 2))
+        for request in (under_way, behind):
+            stream.send(ours, nbd.encode_request(request), b"old")
+        assert store.begun.wait(DEADLINE_S)
+        with beside(lambda: reconnect_and_write(unit)):
+            assert admitted.wait(DEADLINE_S)
+            store.go.set()
+        nbd.parse_simple_reply(stream.receive(ours, nbd.SIMPLE_REPLY.size), under_way)
+        with pytest.raises(NbdRefused, match="EPERM"):
+            nbd.parse_simple_reply(stream.receive(ours, nbd.SIMPLE_REPLY.size), behind)
+        stream.send(ours, nbd.encode_request(Request(nbd.NBD_CMD_DISC)))
+    assert store.content[DISK : DISK + 3] == b"new"
+
+
+def reconnect_and_write(unit: Lun) -> None:
+    with opened(unit, SECOND) as second:
+        second.write(DISK, memoryview(b"new"))
+
+
+def test_without_a_session_an_older_write_lands_after_newer_ones() -> None:
+    """The negative control of the test above."""
+    unit, store = made()
+    store.hold = lambda offset: not store.done
+    with opened(unit, OLD_NEXUS) as first, beside(lambda: first.write(DISK, memoryview(b"old"))):
+        assert store.begun.wait(DEADLINE_S)
+        store.done.append(("held",))
+        with opened(unit, OLD_NEXUS) as second:
+            second.write(DISK, memoryview(b"new"))
+        store.go.set()
+    assert store.content[DISK : DISK + 3] == b"old"
+
+
+@pytest.mark.parametrize("what", ["write", "trim", "write_zeroes"])
+def test_a_turn_that_is_over_writes_nothing(what: str) -> None:
+    """Not even when the one that has ended it is gone."""
+    unit, store = made()
+    with opened(unit, FIRST) as first:
+        act = {
+            "write": lambda: first.write(DISK, memoryview(b"x")),
+            "trim": lambda: first.trim(DISK, 1),
+            "write_zeroes": lambda: first.write_zeroes(DISK, 1, False),
+        }[what]
+        act()
+        with opened(unit, SECOND):
+            pass
+        with pytest.raises(NbdRefused) as refused:
+            act()
+        with pytest.raises(TurnOver, match="turn 1 of session 5555555555555555 is over: it is at 2"):
+            with opened(unit, FIRST):
+                pass
+    assert refused.value.name == "EPERM"
+    assert len(store.done) == 1
+
+
+def test_a_turn_ends_those_of_its_own_session_alone() -> None:
+    unit, store = made()
+    others = (OLD_NEXUS, FIRST, Nexus(OLD, "disk", 5, "6" * 16, 1), Nexus(NEW, None, None, "5" * 16, 1))
+    doors = {nexus: unit.door(nexus) for nexus in others}
+    cut: list[Nexus] = []
+    with ExitStack() as stack:
+        for nexus, door in doors.items():
+            stack.enter_context(door.attached(lambda nexus=nexus: cut.append(nexus)))
+        stack.enter_context(opened(unit, SECOND)).write(DISK, memoryview(b"x"))
+        assert cut == [FIRST]
+        doors[OLD_NEXUS].write(DISK, memoryview(b"x"))
+        doors[others[2]].write(DISK, memoryview(b"x"))
+        doors[others[3]].write(0, memoryview(b"x"))
+    assert len(store.done) == 4
+
+
+def test_a_turn_does_not_wait_for_the_writes_of_others() -> None:
+    unit, store = made()
+    store.hold = lambda offset: True
+    with beside(lambda: unit.door(OLD_NEXUS).write(DISK, memoryview(b"old"))) as written:
+        assert store.begun.wait(DEADLINE_S)
+        with opened(unit, FIRST), opened(unit, SECOND):
+            assert not written.is_set()
+        store.go.set()
+
+
+def test_a_turn_that_waits_is_ended_by_the_next_one() -> None:
+    """Behind a slow disk a client tries again and again: each of its tries ends when the next one comes."""
+    unit, store = made()
+    store.hold = lambda offset: True
+    admitted = threading.Event()
+
+    def second() -> None:
+        with pytest.raises(TurnOver), opened(unit, SECOND):
+            pass
+
+    def third() -> None:
+        with opened(unit, THIRD):
+            store.done.append(("opened",))
+
+    with ExitStack() as stack:
+        first = unit.door(FIRST)
+        stack.enter_context(first.attached(admitted.set))
+        stack.enter_context(beside(lambda: first.write(DISK, memoryview(b"old"))))
+        assert store.begun.wait(DEADLINE_S)
+        waiting = stack.enter_context(beside(second))
+        assert admitted.wait(DEADLINE_S), "the second one has not been admitted"
+        last = stack.enter_context(beside(third))
+        assert waiting.wait(DEADLINE_S)
+        assert not last.is_set()
+        store.go.set()
+    assert store.done == [("write", DISK, 3), ("opened",)]
 
 
 def test_the_service_names_what_there_is() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -326,6 +328,13 @@ class Reader(Notebook):
     def boot(self) -> None:
         assert self.disk is not None
         self.memory.bytes("found", 16)[:5] = self.disk.read_now(512, 5)
+
+
+def test_of_the_storage_a_guest_knows_the_protocol_alone() -> None:
+    """What else there is, sockets and threads and their imports, it would load in vain at every start."""
+    told = "import sys, testbed.guest.machine; print(*(one for one in sys.modules if '.storage.' in one))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["testbed.storage.nbd"]
 
 
 def test_boot_may_read_and_wait_and_nobody_else() -> None:

@@ -39,7 +39,6 @@ PURE = (
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
-    "testbed/guest/nbd.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
@@ -66,6 +65,7 @@ PURE = (
     "testbed/storage/lun.py",
     "testbed/storage/lun_json.py",
     "testbed/storage/nbd.py",
+    "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
 )

@@ -232,6 +232,8 @@ def test_every_command_but_register_needs_a_registration(do: str) -> None:
         ("csv", ("csv", Nexus())),
         (f"csv?key={A}", ("csv", Nexus(A))),
         (f"csv?key={A.upper()}&lease=d.1&epoch=12", ("csv", Nexus(A, "d.1", 12))),
+        (f"csv?key={A}&session={B.upper()}&turn=1", ("csv", Nexus(A, session=B, turn=1))),
+        (f"csv?key={A}&lease=d&epoch=3&session={B}&turn=44", ("csv", Nexus(A, "d", 3, B, 44))),
         ("", ("", Nexus())),
     ],
 )
@@ -244,11 +246,14 @@ def test_an_exports_name_says_who_asks(name: str, expected: tuple[str, Nexus]) -
     [
         "", "key=", "key=12", f"key={A}&lease=d", f"key={A}&epoch=1", f"key={A}&lease=d&epoch=x",
         f"key={A}&lease=d&epoch=-1", f"key={A}&key={B}", "lease=d&epoch=1", f"key={A}&lease=/&epoch=1",
-        f"key={A}&more=1", f"key={A}&", f"key={A}&lease=d&epoch=1{'0' * 20}",
+        f"key={A}&more=1", f"key={A}&", f"key={A}&lease=d&epoch=1{'0' * 20}", f"session={B}&turn=1",
+        f"key={A}&session={B}", f"key={A}&turn=1", f"key={A}&session=b&turn=1",
+        f"key={A}&session={B}&turn=-1", f"key={A}&session={B}&turn=1{'0' * 20}",
+        f"key={A}&session={B}&turn=1&turn=2", f"key={A}&session={B}&turn=1&lease=d&epoch=1",
     ],
 )  # fmt: skip
 def test_an_exports_name_that_says_something_else_is_refused(query: str) -> None:
-    with pytest.raises(LunError, match="export 'csv") as refused:
+    with pytest.raises(LunError, match=r"export 'csv.*: must be like NAME\?key=HEX16") as refused:
         lun_json.parse_export_name(f"csv?{query}")
     assert refused.value.kind is Kind.BAD_REQUEST
 

@@ -325,8 +325,15 @@ def test_a_reply_must_be_to_the_request() -> None:
     nbd.parse_simple_reply(nbd.simple_reply(7), request)
     with pytest.raises(NbdBroken, match="no reply to this request"):
         nbd.parse_simple_reply(nbd.simple_reply(8), request)
-    with pytest.raises(NbdBroken, match="no reply to this request"):
+    with pytest.raises(NbdBroken, match="no reply: magic 0xffffffff"):
         nbd.parse_simple_reply(b"\xff" * nbd.SIMPLE_REPLY.size, request)
+
+
+def test_of_many_requests_a_reply_says_which_it_answers() -> None:
+    assert nbd.parse_reply_header(nbd.simple_reply(8)) == (0, 8)
+    assert nbd.parse_reply_header(nbd.simple_reply(9, Error.EIO)) == (Error.EIO, 9)
+    with pytest.raises(NbdBroken, match="no reply: magic 0x0"):
+        nbd.parse_reply_header(bytes(nbd.SIMPLE_REPLY.size))
 
 
 @pytest.mark.parametrize(("number", "name"), [(1, "EPERM"), (28, "ENOSPC"), (77, "EINVAL")])
