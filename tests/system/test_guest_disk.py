@@ -173,7 +173,7 @@ def test_agent_puts_aside_what_comes_unasked() -> None:
         namespace = stack.enter_context(Namespace.create("guest"))
         ram = Region.create(8 << 20)
         stack.callback(ram.close)
-        process = GuestProcess(SCRIBE, ram, namespace)
+        process = GuestProcess.start(SCRIBE, ram, namespace)
         stack.callback(process.close)
         process.ask({"do": "start", "disk": DISK}, fds=[server.theirs.fileno()])
         server.theirs.close()
