@@ -36,7 +36,7 @@ from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
-MEND_AFTER_S = 6.0
+MEND_AFTER_S = 4.0
 """How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
 BOOT_DEADLINE_S = 120.0
 PRELOAD = (

@@ -19,9 +19,8 @@ from testbed.scenario.sweep import Cell, Sweep
 
 pytestmark = [pytest.mark.universe(preload=PRELOAD), pytest.mark.timeout(300)]
 
-QUICKLY = {Phase.SWITCHOVER, Phase.COMMIT}
-"""Phases that are swept wherever tests run; the others are slow, all together."""
-PHASES = [pytest.param(one, marks=[] if one in QUICKLY else pytest.mark.slow) for one in Phase]
+PHASES = [pytest.param(one, marks=[] if one is Phase.COMMIT else pytest.mark.slow) for one in Phase]
+"""The commit is swept wherever tests run; the others are slow, all together."""
 
 
 def sweep(folder: Path, faults: list[Fault], *, storage: bool = True, mode: str = "live") -> list[Cell]:
