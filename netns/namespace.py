@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +53,8 @@ class Namespace:
                 set_loopback_up()
                 syscalls.mount(_OURS, str(path), None, syscalls.MS_BIND)
         except BaseException:
+            with suppress(OSError):  # not mounted yet; a Ctrl-C may come when it is
+                syscalls.umount2(str(path), syscalls.MNT_DETACH)
             path.unlink()
             raise
         return cls.open(name)

@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from netns import namespace as namespaces
+from netns import syscalls
 from netns.apply import Topology, TopologyError, apply, extend, read_sysctl, write_sysctl
 from netns.links import LinkError, Links
 from netns.namespace import Namespace
@@ -357,3 +359,22 @@ def test_entering_comes_back_and_sockets_stay(topology: Topology) -> None:
 def test_what_is_no_name_for_a_namespace(name: str) -> None:
     with pytest.raises(ValueError, match="not a name"):
         Namespace.create(name)
+
+
+def test_a_namespace_that_is_interrupted_when_it_has_its_name_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C comes between two system calls: the name is mounted then, and a mounted file cannot be removed."""
+    mount = syscalls.mount
+
+    def interrupted(*arguments: Any) -> None:
+        mount(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(syscalls, "mount", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Namespace.create("halfway")
+    assert "halfway" not in namespaces.names()
+    monkeypatch.undo()
+    with Namespace.create("halfway"):
+        assert "halfway" in namespaces.names()
