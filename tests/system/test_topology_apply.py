@@ -364,7 +364,7 @@ def test_what_is_no_name_for_a_namespace(name: str) -> None:
 def test_a_namespace_that_is_interrupted_when_it_has_its_name_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C comes between two system calls: the name is mounted then, and a mounted file cannot be removed."""
+    """Ctrl-C between two system calls: the name is mounted then, and a mounted file cannot be removed."""
     mount = syscalls.mount
 
     def interrupted(*arguments: Any) -> None:
