@@ -87,6 +87,7 @@ def test_the_migration_is_cancelled_during_precopy(lab: Lab) -> None:
     assert_guest_unharmed(lab)
 
 
+@pytest.mark.slow
 def test_a_cancel_on_a_slow_wire_does_not_wait_for_the_round(tmp_path: Path) -> None:
     """Which would take minutes."""
     with Lab(replace(SMALL, fill=0.9, bandwidth_bits_per_s=1_000_000), tmp_path) as lab:

@@ -63,6 +63,7 @@ def test_a_migration_that_gives_up_ends_with_four_and_the_guest_alive(tmp_path: 
     assert result["clients"]["broken"] == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_is_cut_off_is_no_success(tmp_path: Path) -> None:
     alone = ("--mac", "per-host", "--announce", "none", "--churn", "40")
     ended = run(tmp_path, "migrate", *SMALL, *alone, "--json")

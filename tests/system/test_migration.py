@@ -111,6 +111,7 @@ def test_a_mac_address_for_each_host_works_with_an_announcement(tmp_path: Path, 
     assert_unbroken(migrate(tmp_path, mac="per-host", announce=announce))
 
 
+@pytest.mark.slow
 def test_without_an_announcement_clients_of_another_mac_address_are_cut_off(tmp_path: Path) -> None:
     result = migrate(tmp_path, mac="per-host", announce="none", churn_per_s=0, stream_rate_per_s=0)
     assert result.outcome == "completed"
