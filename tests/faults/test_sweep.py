@@ -23,8 +23,8 @@ PHASES = [pytest.param(one, marks=[] if one is Phase.COMMIT else pytest.mark.slo
 """The commit is swept wherever tests run; the others are slow, all together."""
 
 QUIET = {Phase.SETUP, Phase.PROVISION, Phase.DELETE}
-"""Nothing of the guest is in the balance then: here the faults that end a process or a way, the rest by `testbed
-faults`."""
+"""Nothing of the guest is in the balance then: here the faults that end a process or a way, the rest by
+`testbed faults`."""
 
 
 def sweep(folder: Path, faults: list[Fault], *, storage: bool = True, mode: str = "live") -> list[Cell]:

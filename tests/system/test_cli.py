@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 from testbed.measure.result import SCHEMA_FILE
 
