@@ -7,6 +7,7 @@ before it writes on. So it is in the end: the store is held to all that was ever
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic_ns
@@ -45,8 +46,10 @@ class LedgerProbe(Probe):
         """Every key is being read back for the last time."""
         self.abandoned = False
         numbers = range(first_connection, first_connection + spec.connections)
+        # Keys that no client before had: what it left in the store would be taken for never sent.
+        owner = f"{client}.{os.getpid()}"
         self._ledgers = [
-            Ledger(self, number, Account(f"{client}:{number}", spec.keys, spec.size)) for number in numbers
+            Ledger(self, number, Account(f"{owner}:{number}", spec.keys, spec.size)) for number in numbers
         ]
 
     def members(self) -> Sequence[Member]:
