@@ -43,7 +43,7 @@ from testbed.host.description import GuestDescription
 from testbed.host.faulty import FaultyHost
 from testbed.host.guest_process import GuestError
 from testbed.host.hosted import HostedGuest
-from testbed.host.keeper import Keeper, Kept, Stage
+from testbed.host.keeper import Keeper, Kept
 from testbed.host.network import Site
 from testbed.host.plain_disk import storage_from_json
 from testbed.host.recovery import recover, wake
@@ -173,7 +173,7 @@ class Agent:
                     self._guest = None
                     self._remove(guest)
                     return
-                guest.renew_disk(guest.epoch)
+                guest.regain_disk(guest.epoch)
         except (GuestError, LocalError) as error:
             self._trace.event("guest-lost", reason=str(error))
             self._guest_is_gone = guest.process.process.wait(0) is not None
@@ -226,7 +226,7 @@ class Agent:
         except BaseException:
             self._remove(guest)
             raise
-        self._keeper.journal.write(Stage.HOSTED, guest.epoch)
+        self._keeper.settle(guest.epoch)
         self._guest = guest
         passed_over = [asdict(one) for one in guest.choice.passed_over]
         return {"tracker": guest.tracker.name, "passed_over": passed_over}
@@ -257,7 +257,7 @@ class Agent:
                 taking = self._restoring(channel)
                 resumed_ns = Target(arriving, taking, secret, os.urandom(NONCE), trace).run()
                 self._guest = arriving.settle()
-                self._keeper.journal.write(Stage.HOSTED, self._guest.epoch)
+                self._keeper.settle(self._guest.epoch)
             except Exception as error:
                 if not arriving.is_owned:
                     raise

@@ -74,6 +74,7 @@ class ArrivingGuest:
             lun.let_go()
         self.arbiter = self._guest.arbiter(Lease("source", described.epoch))
         if self.arbiter is not None:
+            self.arbiter.connect()
             self._guest.epoch = described.epoch + 1
         self._keeper.journal.write(Stage.ARRIVING, self._guest.epoch)
         return self._guest.ram

@@ -38,6 +38,8 @@ class DepartingGuest:
         self._keeper = keeper
         self._trace = trace
         self.arbiter = guest.arbiter(Lease(guest.site.name, guest.epoch))
+        if self.arbiter is not None:
+            self.arbiter.connect()
         self.deleted = False
         self.ram = guest.ram
         self.tracker = guest.tracker
@@ -169,10 +171,17 @@ class DepartingGuest:
         steps.append(self._give_back_sockets)
         back = partial(self._plug_again, returned) if self._cut else self._guest.network.return_handshakes
         steps.append(back)
-        if self.arbiter is not None:
-            steps += self._steps_to_the_disk(self.arbiter.epoch)
+        regain = self._guest_needs_its_disk_anew()
+        if regain is not None:
+            steps.append(self._guest.let_go_of_disk)
+        # Before the guest runs under the epoch: an agent in our place is to know of it.
+        steps.append(partial(self._keeper.settle, regain or self._guest.epoch))
         if self._paused:
             steps.append(self._guest.process.unpause)
+        steps.append(partial(self._trace.event, "mark", name="running-again"))
+        if regain is not None:
+            # Last: the guest runs meanwhile, and what it asks of its disk waits.
+            steps.append(partial(self._guest.regain_disk, regain))
         steps.append(self._take_counts)
         failures: list[Exception] = []
         for step in steps:
@@ -180,18 +189,17 @@ class DepartingGuest:
                 step()
             except Exception as error:
                 failures.append(error)
-        self._keeper.journal.write(Stage.HOSTED, self._guest.epoch)
         if failures:
             raise failures[0]
-        self._trace.event("mark", name="running-again")
 
-    def _steps_to_the_disk(self, claimed: int | None) -> list[Callable[[], object]]:
-        """What gives the guest its disk again, after a LUN has moved or the epoch was `claimed` anew."""
-        lun = self._guest.site.moving_lun
-        steps: list[Callable[[], object]] = [lun.take] if lun is not None and self._paused else []
-        if steps or claimed is not None:
-            steps.append(partial(self._guest.renew_disk, claimed or self._guest.epoch))
-        return steps
+    def _guest_needs_its_disk_anew(self) -> int | None:
+        """The epoch for which the guest has to get its disk again: one that was claimed to run on here, or
+        its own where the LUN may have moved. None where the disk that it has is good.
+        """
+        if self.arbiter is None:
+            return None
+        moved = self._guest.site.moving_lun is not None and self._paused
+        return self.arbiter.epoch or (self._guest.epoch if moved else None)
 
     def _plug_again(self, returned: Sequence[bytes]) -> None:
         network = self._guest.network

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -17,6 +19,9 @@ from testbed.memory.region import Region
 from testbed.memory.tracking import Capability, DirtyTracker, Subject, choose
 from testbed.migration.errors import LocalError
 from testbed.migration.ownership import Lease
+
+REGAIN_DEADLINE_S = 30.0
+RETRY_S = 0.1
 
 
 class HostedGuest:
@@ -120,7 +125,7 @@ class HostedGuest:
 
     def arbiter(self, lease: Lease) -> DiskArbiter | None:
         """Whom to ask whose the guest is, if `lease` is the one that a migration begins with; None without a
-        disk, and where its storage knows no leases. Close it after the migration. LocalError.
+        disk, and where its storage knows no leases. Close it after the migration.
         """
         if self.description.disk is None:
             return None
@@ -132,10 +137,29 @@ class HostedGuest:
         disk, size_bytes = self.storage.open_disk(self.description.disk, epoch)
         return disk, {"bytes": size_bytes}
 
-    def renew_disk(self, epoch: int) -> None:
-        """The guest is this host's at `epoch` now: give it a connection of its disk that is good for it."""
+    def let_go_of_disk(self) -> None:
+        """The guest's requests wait in its RAM until :meth:`regain_disk`. Before it runs under another epoch:
+        a write under the old one would be refused, and the guest would take itself for fenced.
+        """
+        self.process.ask({"do": "disk"})
+
+    def regain_disk(self, epoch: int) -> None:
+        """The guest is this host's at `epoch`: give it a connection of its disk that is good for it. A LUN
+        that moves is mounted here for that, whoever had it. LocalError where the storage gives none for
+        REGAIN_DEADLINE_S.
+        """
         self.epoch = epoch
-        disk, told = self.open_disk(epoch)
+        end_s = time.monotonic() + REGAIN_DEADLINE_S
+        while True:
+            try:
+                if (lun := self.site.moving_lun) is not None:
+                    lun.take()
+                disk, told = self.open_disk(epoch)
+                break
+            except LocalError:
+                if time.monotonic() > end_s:
+                    raise
+            select.select([], [], [], RETRY_S)
         with disk:
             self.process.ask({"do": "disk", "disk": told}, fds=[disk.fileno()])
 

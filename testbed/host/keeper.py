@@ -120,6 +120,13 @@ class Keeper:
         told = {name: value for name, value in asdict(kept).items() if name != "fds"}
         socket.send_fds(self._line, [json.dumps({"keep": told}).encode()], list(kept.fds))
 
+    def settle(self, epoch: int) -> None:
+        """The guest is this host's, at `epoch`, and its sockets live. What was kept of those that came with
+        it is old from here on: to complete one by it again would send its bytes a second time.
+        """
+        os.ftruncate(self._store, 0)
+        self.journal.write(Stage.HOSTED, epoch)
+
     def drop(self) -> None:
         """There is no guest here any more."""
         self.journal.write(Stage.NONE, 0)
@@ -133,7 +140,7 @@ class Keeper:
         os.pwrite(self._store, data, os.fstat(self._store).st_size)
 
     def connections(self) -> bytes:
-        """All that was put since the guest came."""
+        """All that was put since the guest began to come; nothing once it has settled."""
         return os.pread(self._store, os.fstat(self._store).st_size, 0)
 
 

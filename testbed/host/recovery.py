@@ -75,9 +75,14 @@ def recover(
             guest.close()
             keeper.drop()
             return None, f"{stage.name.lower()} and {found}: another host's, removed here"
-        if arbiter is not None and arbiter.epoch is not None and not arriving:
-            guest.renew_disk(arbiter.epoch)
-    wake(guest, keeper)
+        regain = None if arbiter is None or arriving else arbiter.epoch
+    if regain is None:
+        wake(guest, keeper)
+    else:
+        guest.epoch = regain
+        guest.let_go_of_disk()
+        wake(guest, keeper)
+        guest.regain_disk(regain)
     return guest, f"{stage.name.lower()} and {found}: runs here"
 
 
@@ -115,10 +120,9 @@ def wake(guest: HostedGuest, keeper: Keeper) -> None:
     """Let a guest live that is this host's, however far its last agent had come: may be done twice."""
     process, network = guest.process, guest.network
     network.port.open()
-    if process.state() == "running":
-        listeners = process.ask({"do": "stats"})["listeners"]
-        _let_in(guest, listeners)
-        network.deliver(())
+    running = process.state() == "running"
+    if running:
+        _let_in(guest, process.ask({"do": "stats"})["listeners"])
     else:
         sockets = process.sockets()
         _let_in(guest, [fd for _, fd, kind in sockets if kind == "listener"])
@@ -127,10 +131,11 @@ def wake(guest: HostedGuest, keeper: Keeper) -> None:
             if kind == "connection":
                 state = came.get(slot)
                 _release(guest, fd, state if isinstance(state, ConnectionState) else None)
-        network.deliver(())
+    network.deliver(())
+    keeper.settle(guest.epoch)
+    if not running:
         network.announcer.announce()
         process.unpause()
-    keeper.journal.write(Stage.HOSTED, guest.epoch)
 
 
 def _let_in(guest: HostedGuest, listeners: Sequence[int]) -> None:

@@ -213,21 +213,23 @@ class LunLeases:
 class DiskArbiter:
     """Implements :class:`testbed.migration.arbiter.Arbiter` by the lease of the guest's disk.
 
-    The connection is made in advance: a claim lies in the blackout.
+    A claim lies in the blackout, so :meth:`connect` in advance. Who has time need not.
     """
 
     def __init__(self, leases: Callable[[], Leases], disk: str, lease: Lease, host: str) -> None:
-        """`lease` is what it was when the migration began, `host` is this one. LocalError where the storage
-        cannot be reached.
-        """
+        """`lease` is what it was when the migration began, `host` is this one. Nobody is asked yet."""
         self.lease = lease
         self.epoch: int | None = None
         """At which the guest is this host's, once this host has claimed it."""
-        self._connect = leases
+        self._leases_anew = leases
         self._disk = disk
         self._host = host
+        self._leases: Leases | None = None
+
+    def connect(self) -> None:
+        """LocalError where the storage cannot be reached."""
         try:
-            self._leases: Leases | None = leases()
+            self._connected()
         except Unanswered as error:
             raise LocalError(f"the storage that says whose the guest is: {error}") from error
 
@@ -252,7 +254,7 @@ class DiskArbiter:
 
     def _connected(self) -> Leases:
         if self._leases is None:
-            self._leases = self._connect()
+            self._leases = self._leases_anew()
         return self._leases
 
     def _undecided(self, error: Exception) -> Undecided:

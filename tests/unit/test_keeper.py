@@ -69,6 +69,14 @@ def test_connections_lie_behind_one_another_in_the_order_in_which_they_came(room
     assert agent_of(room).connections() == b"firstsecond"
 
 
+def test_what_came_with_a_guest_is_forgotten_once_it_lives(room: Storeroom) -> None:
+    """An agent that died long after would else complete its sockets by it again: bytes sent a second time."""
+    agent_of(room).put_connections(b"unsent bytes")
+    agent_of(room).settle(7)
+    assert agent_of(room).connections() == b""
+    assert (agent_of(room).journal.stage, agent_of(room).journal.epoch) == (Stage.HOSTED, 7)
+
+
 def test_without_a_supervisor_nothing_is_kept(room: Storeroom) -> None:
     alone = Keeper(None, os.dup(room.journal), os.dup(room.store))
     alone.keep(Kept({}, 1, 2, "", ()))
