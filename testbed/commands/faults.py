@@ -77,15 +77,16 @@ def _sweep(
 
     console = Console(stderr=as_json, highlight=False)
     cells = []
+    path = folder / "faults.json"
     with Sweep(options, folder, import_path) as sweep:
         for cell in sweep.run(wanted):
             cells.append(cell)
+            # Each time: whoever ends a sweep half-way keeps what it has found.
+            path.write_text(json.dumps([one.as_dict() for one in cells], indent=2) + "\n")
             if not quiet:
                 show_cell(console, cell, len(cells), len(wanted))
-    text = json.dumps([cell.as_dict() for cell in cells], indent=2) + "\n"
-    (folder / "faults.json").write_text(text)
     if as_json:
-        print(text, end="")
+        print(path.read_text(), end="")
     else:
         show_faults(console, cells, str(folder))
     return PASSED if not any(cell.wrong for cell in cells) else CHECK_FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +13,17 @@ from testbed.migration.phases import Phase
 from testbed.scenario.sweep import Cell
 
 MARKS = {"completed": "→", "rolled-back": "←", "restarted": "↻", "failed": "✗"}
-LEGEND = "→ runs at the target   ← runs on at the source   ↻ died, booted from its disk   ✗ not as it must be"
+NAMED_PHASES = 4
+"""So many phases fit beside the kinds by their names; more of them get numbers."""
+LEGEND = "   ".join(
+    one.replace(" ", "\N{NO-BREAK SPACE}")
+    for one in (
+        "→ runs at the target",
+        "← runs on at the source",
+        "↻ died, booted from its disk",
+        "✗ not as it must be",
+    )
+)
 
 
 def show_cell(console: Console, cell: Cell, number: int, of: int) -> None:
@@ -31,13 +42,19 @@ def show_faults(console: Console, cells: Sequence[Cell], folder: str) -> None:
     phases = [phase.value for phase in Phase if any(phase.value == place[0] for place in by_place)]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("  fault", no_wrap=True)
-    for phase in phases:
-        table.add_column(phase, justify="center", no_wrap=True)
+    heads = phases if len(phases) <= NAMED_PHASES else [str(number) for number in range(1, len(phases) + 1)]
+    for head in heads:
+        table.add_column(head, justify="center", no_wrap=True, min_width=3)
     for kind in dict.fromkeys(place[1] for place in by_place):
         table.add_row(f"  {kind}", *(_mark(by_place.get((phase, kind))) for phase in phases))
     console.print()
     console.print(table)
-    console.print(Text(f"\n  {LEGEND}\n", style="dim"))
+    if heads is not phases:
+        numbered = "   ".join(
+            f"{number}\N{NO-BREAK SPACE}{phase}" for number, phase in zip(heads, phases, strict=True)
+        )
+        console.print(Padding(Text(f"\n{numbered}", style="dim"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"\n{LEGEND}\n", style="dim"), (0, 0, 0, 2)))
     alive = [cell for cell in cells if cell.outcome != "restarted"]
     for line in (
         f"{len(cells)} faults: two owners in {sum(len(cell.owners) > 1 for cell in cells)}, "
