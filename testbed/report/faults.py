@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,14 +14,9 @@ from testbed.scenario.sweep import Cell
 MARKS = {"completed": "→", "rolled-back": "←", "restarted": "↻", "failed": "✗"}
 NAMED_PHASES = 4
 """So many phases fit beside the kinds by their names; more of them get numbers."""
-LEGEND = "   ".join(
-    one.replace(" ", "\N{NO-BREAK SPACE}")
-    for one in (
-        "→ runs at the target",
-        "← runs on at the source",
-        "↻ died, booted from its disk",
-        "✗ not as it must be",
-    )
+LEGEND = (
+    "→ runs at the target             ← runs on at the source",
+    "↻ died, booted from its disk     ✗ not as it must be",
 )
 
 
@@ -49,12 +43,14 @@ def show_faults(console: Console, cells: Sequence[Cell], folder: str) -> None:
         table.add_row(f"  {kind}", *(_mark(by_place.get((phase, kind))) for phase in phases))
     console.print()
     console.print(table)
+    legend = list(LEGEND)
     if heads is not phases:
-        numbered = "   ".join(
-            f"{number}\N{NO-BREAK SPACE}{phase}" for number, phase in zip(heads, phases, strict=True)
-        )
-        console.print(Padding(Text(f"\n{numbered}", style="dim"), (0, 0, 0, 2)))
-    console.print(Padding(Text(f"\n{LEGEND}\n", style="dim"), (0, 0, 0, 2)))
+        numbered = [f"{number:>2} {phase:<12}" for number, phase in zip(heads, phases, strict=True)]
+        legend = ["".join(numbered[at : at + 5]) for at in range(0, len(numbered), 5)] + legend
+    console.print()
+    for line in legend:
+        console.print(Text(f"  {line}", style="dim"))
+    console.print()
     alive = [cell for cell in cells if cell.outcome != "restarted"]
     for line in (
         f"{len(cells)} faults: two owners in {sum(len(cell.owners) > 1 for cell in cells)}, "

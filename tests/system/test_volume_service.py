@@ -4,109 +4,40 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testbed.storage.client import NbdClient, NbdLost, NbdRefused
-from testbed.storage.volume_client import VolumeClient, VolumeRefused
+from testbed.storage.client import NbdClient, NbdRefused
 from tests.conftest import require
-from tests.system.guest_agent import eventually
 from tests.system.volume_stage import (
     DEADLINE_S,
     KEYS,
     MIB,
     PRELOAD,
     TARGET,
-    Stage,
+    Both,
+    closed,
     control,
+    fenced,
     mounted,
     nbd,
     refusal,
     stage,
+    writing,
 )
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
-
-Both = tuple[Stage, VolumeClient, VolumeClient]
-
 
 @pytest.fixture
 def both() -> Iterator[Both]:
     with mounted() as made:
         yield made
-
-
-def fenced(action: Callable[[], object]) -> None:
-    with pytest.raises(NbdRefused) as refused:
-        action()
-    assert refused.value.name == "EPERM"
-
-
-class Writer:
-    """Writes a rising number to one place of a disk, again and again, until it is told to end or is
-    refused."""
-
-    def __init__(self, disk: NbdClient) -> None:
-        self.acknowledged = 0
-        self.refused: NbdRefused | None = None
-        self._disk = disk
-        self._enough = threading.Event()
-        self._beat = threading.Condition()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._enough.is_set() and self.refused is None:
-            number = self.acknowledged + 1
-            try:
-                self._disk.write(0, number.to_bytes(8, "big") * 512)
-            except NbdRefused as refused:
-                self.refused = refused
-            except NbdLost:
-                return
-            with self._beat:
-                self.acknowledged += self.refused is None
-                self._beat.notify_all()
-
-    def await_more(self, count: int = 20) -> None:
-        """Return when so many more writes have been acknowledged."""
-        with self._beat:
-            goal = self.acknowledged + count
-            assert self._beat.wait_for(lambda: self.acknowledged >= goal, DEADLINE_S), self.refused
-
-    def hang_up(self) -> None:
-        """Go, with a write under way."""
-        self._disk.socket.shutdown(socket.SHUT_RDWR)
-
-    def end(self) -> int:
-        """The last number that was acknowledged."""
-        self._enough.set()
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-        return self.acknowledged
-
-
-@contextmanager
-def writing(disk: NbdClient) -> Iterator[Writer]:
-    writer = Writer(disk)
-    try:
-        yield writer
-    finally:
-        writer.end()
-
-
-def number_on(disk: NbdClient) -> int:
-    content = disk.read(0, 4096)
-    assert content == content[:8] * 512
-    return int.from_bytes(content[:8], "big")
 
 
 # ---- two hosts, one volume
@@ -244,7 +175,7 @@ def test_a_deleted_disk_gives_its_space_back_and_its_epochs_are_not_used_again(b
     with made.disk("host-a", "d") as disk:
         disk.write(0, b"secret!!" * MIB)
     assert image.stat().st_blocks * 512 > 8 * MIB
-    _closed(a, "d")
+    closed(a, "d")
     a.delete("d")
     assert image.stat().st_blocks * 512 < empty_bytes + MIB
     assert b.create("d", 8 * MIB) > first
@@ -259,13 +190,6 @@ def test_a_create_that_is_asked_for_again_is_done_once(both: Both) -> None:
     assert refusal(lambda: a.ask("create", **other)).kind == "Exists"
 
 
-def _closed(client: VolumeClient, name: str, *disks: NbdClient) -> None:
-    """Close connections, and return when the service has noticed."""
-    for disk in disks:
-        disk.close()
-    eventually(lambda: name not in client.state()["open"])
-
-
 def test_a_disk_that_is_open_or_another_s_is_not_deleted(both: Both) -> None:
     made, a, b = both
     epoch = a.create("d", MIB)
@@ -273,7 +197,7 @@ def test_a_disk_that_is_open_or_another_s_is_not_deleted(both: Both) -> None:
     for client in (a, b):
         busy = refusal(lambda client=client: client.delete("d"))
         assert (busy.kind, str(busy)) == ("Busy", "disk 'd' is open at host-a (connections: 1)")
-    _closed(a, "d", disk)
+    closed(a, "d", disk)
     busy = refusal(lambda: b.delete("d"))
     assert (busy.kind, str(busy)) == ("Busy", f"disk 'd' is host-a's, at epoch {epoch}")
     a.delete("d")
@@ -309,300 +233,6 @@ def output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout
-
-
-# ---- ways
-
-
-def test_io_goes_on_through_the_peer_while_the_storage_link_is_cut(both: Both) -> None:
-    made, a, b = both
-    b.create("d", MIB)
-    with writing(made.disk("host-b", "d")) as writer:
-        writer.await_more()
-        made.link("host-b", "stor0", up=False)
-        made.await_state("host-b", "redirected")
-        writer.await_more()
-        assert b.state()["volume"] == "redirected"
-        assert b.lease("d")["holder"] == "host-b"
-        b.create("made-meanwhile", MIB)
-        made.link("host-b", "stor0", up=True)
-        made.await_state("host-b", "direct")
-        writer.await_more()
-        last = writer.end()
-        assert writer.refused is None
-    assert number_on(made.disk("host-a", "d?epoch=1")) == last
-    assert made.states("host-b") == ["direct", "redirected", "direct"]
-    assert made.states("host-a") == ["direct"]
-    assert b.state()["volume"] == a.state()["volume"] == "direct"
-
-
-def test_fencing_holds_on_the_redirected_way_as_well(both: Both) -> None:
-    made, a, b = both
-    epoch = a.create("d", MIB)
-    made.link("host-b", "stor0", up=False)
-    made.await_state("host-b", "redirected")
-    disk = made.disk("host-b", f"d?epoch={epoch + 1}")
-    fenced(lambda: disk.write(0, b"x" * 512))
-    assert b.claim("d", epoch) == epoch + 1
-    disk.write(0, b"x" * 512)
-    a.claim("d", epoch + 1)
-    fenced(lambda: disk.write(0, b"y" * 512))
-
-
-def test_while_no_way_works_io_waits_and_then_goes_on(both: Both) -> None:
-    made, a, b = both
-    b.create("d", MIB)
-    with writing(made.disk("host-b", "d")) as writer:
-        writer.await_more()
-        made.link("host-b", "mig0", up=False)
-        made.link("host-b", "stor0", up=False)
-        made.await_state("host-b", "offline")
-        before = writer.acknowledged
-        offline = refusal(lambda: b.lease("d"))
-        assert offline.kind == "Offline"
-        assert "direct: " in str(offline)
-        assert "redirected: " in str(offline)
-        assert writer.acknowledged == before
-        assert b.state()["volume"] == "offline"
-        made.link("host-b", "mig0", up=True)
-        made.await_state("host-b", "redirected")
-        writer.await_more()
-        made.link("host-b", "stor0", up=True)
-        made.await_state("host-b", "direct")
-        writer.await_more()
-        last = writer.end()
-        assert writer.refused is None
-    assert number_on(made.disk("host-a", f"d?epoch={a.lease('d')['epoch']}")) == last
-
-
-def test_who_still_waits_on_a_way_that_is_no_longer_the_best_is_not_left_there(both: Both) -> None:
-    """Back on the direct way, with a request under way on the redirected one, which is then cut."""
-    made, _, b = both
-    b.create("d", MIB)
-    made.link("host-b", "stor0", up=False)
-    made.await_state("host-b", "redirected")
-    disk = made.disk("host-b", "d")
-    disk.read(0, 512)
-    signal.pidfd_send_signal(made.processes["host-a"].pidfd, signal.SIGSTOP)
-    request = threading.Thread(target=disk.write, args=(0, b"x" * 4096))
-    request.start()
-    made.link("host-b", "stor0", up=True)
-    made.await_state("host-b", "direct")
-    request.join(DEADLINE_S)
-    assert not request.is_alive()
-    assert disk.read(0, 4096) == b"x" * 4096
-
-
-def test_a_client_that_goes_while_its_io_waits_is_forgotten(both: Both) -> None:
-    made, a, _ = both
-    a.create("d", MIB)
-    with writing(made.disk("host-a", "d")) as writer:
-        writer.await_more()
-        made.kill("storage")
-        made.await_state("host-a", "offline")
-        assert a.state()["open"] == {"d": 1}
-        writer.hang_up()
-    _closed(a, "d")
-
-
-def test_a_target_that_is_started_again_is_found_again(both: Both) -> None:
-    made, a, b = both
-    epoch = a.create("d", MIB)
-    with writing(made.disk("host-a", "d")) as writer:
-        writer.await_more()
-        made.kill("storage")
-        made.await_state("host-a", "offline")
-        made.start_target()
-        made.await_state("host-a", "direct")
-        writer.await_more()
-        last = writer.end()
-        assert writer.refused is None
-    assert number_on(made.disk("host-b", f"d?epoch={epoch}")) == last
-    assert a.state()["coordinator"] == "host-a"
-    assert b.claim("d", epoch) == epoch + 1
-
-
-def test_a_target_that_cannot_be_reached_at_start_is_told() -> None:
-    with stage() as made:
-        made.kill("storage")
-        made.kill("host-a")
-        made.start_service("host-a")
-        offline = refusal(made.client("host-a").mount)
-        assert offline.kind == "Offline"
-        assert "10.5.0.10:3260: Connection refused" in str(offline)
-        made.start_target()
-        made.await_state("host-a", "direct")
-        made.client("host-a").format()
-
-
-# ---- maintenance
-
-
-def test_io_waits_while_the_volume_is_in_maintenance(both: Both) -> None:
-    made, a, b = both
-    a.create("d", MIB)
-    with writing(made.disk("host-a", "d")) as writer:
-        writer.await_more()
-        a.maintenance(True)
-        before = number_on(made.disk("host-b", "d?epoch=1"))
-        assert a.state()["volume"] == "maintenance"
-        assert b.state()["volume"] == "direct"
-        assert number_on(made.disk("host-b", "d?epoch=1")) == before
-        a.maintenance(False)
-        writer.await_more()
-    assert a.state()["volume"] == "direct"
-
-
-# ---- the coordinator
-
-
-def test_when_the_coordinator_is_gone_the_other_host_takes_over(both: Both) -> None:
-    made, a, b = both
-    a.create("d", MIB)
-    made.kill("host-a")
-    b.create("e", MIB)
-    assert b.state()["coordinator"] == "host-b"
-    assert b.disks().keys() == {"d", "e"}
-    assert b.claim("d", b.lease("d")["epoch"])
-    made.start_service("host-a")
-    again = made.client("host-a")
-    again.mount()
-    assert again.state()["coordinator"] == "host-b"
-    again.create("f", MIB)
-    assert b.disks().keys() == {"d", "e", "f"}
-
-
-def test_the_coordination_is_handed_over_while_both_go_on(both: Both) -> None:
-    """The deposed one does not know it: the target tells, and it asks its successor."""
-    _, a, b = both
-    a.create("before", MIB)
-    b.coordinate()
-    assert a.state()["coordinator"] == "host-b"
-    a.create("after", MIB)
-    a.coordinate()
-    b.create("back", MIB)
-    assert a.disks() == b.disks()
-    holders = {name: one["holder"] for name, one in a.disks().items()}
-    assert holders == {"before": "host-a", "after": "host-a", "back": "host-b"}
-
-
-def test_a_coordinator_that_dismounts_leaves_the_coordination_to_the_other(both: Both) -> None:
-    _, a, b = both
-    a.create("d", MIB)
-    a.dismount()
-    assert b.state()["coordinator"] is None
-    b.create("e", MIB)
-    assert b.state()["coordinator"] == "host-b"
-    a.mount()
-    assert a.state()["coordinator"] == "host-b"
-    assert a.disks().keys() == {"d", "e"}
-
-
-def test_what_a_coordinator_left_half_done_is_mended(both: Both) -> None:
-    """A lease without a disk, as it is when the coordinator dies between the two; and one that covers too
-    much."""
-    made, a, b = both
-    a.create("d", MIB)
-    luns = made.luns("host-a")
-    luns.guard("csv", KEYS["host-a"], "half-made", [[40 * MIB, MIB]])
-    (first,) = luns.status("csv")["leases"]["d"]["ranges"]
-    luns.guard("csv", KEYS["host-a"], "d", [first, [50 * MIB, MIB]])
-    made.kill("host-a")
-    b.create("large", 55 * MIB)
-    leases = luns.status("csv")["leases"]
-    assert leases.keys() == {"metadata", "d", "large"}
-    assert leases["d"]["ranges"] == [first]
-
-
-def test_two_hosts_that_change_the_volume_at_once_lose_nothing(both: Both) -> None:
-    made, a, b = both
-    made_disks: list[str] = []
-
-    def make(host: str) -> None:
-        client = made.client(host)
-        for number in range(6):
-            if number == 3:
-                with suppress(VolumeRefused):  # the other one was the later
-                    client.coordinate()
-            client.create(f"{host}-{number}", 512)
-            made_disks.append(f"{host}-{number}")
-
-    threads = [threading.Thread(target=make, args=(host,)) for host in KEYS]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made_disks) == 12
-    assert a.disks().keys() == set(made_disks)
-    for name, one in b.disks().items():
-        assert name.startswith(one["holder"])
-
-
-# ---- one host at a time
-
-
-def test_exclusive_is_for_one_host_at_a_time() -> None:
-    """Quick Migration: the volume goes from one host to the other, with what was saved on it."""
-    with stage() as made:
-        a, b = made.client("host-a"), made.client("host-b")
-        a.format()
-        a.mount("exclusive")
-        epoch = a.create("saved-ram", 4 * MIB)
-        with made.disk("host-a", "saved-ram") as disk:
-            disk.write(0, b"ram!" * MIB)
-            disk.flush()
-        _closed(a, "saved-ram")
-        for mode in ("exclusive", "shared"):
-            conflict = refusal(lambda mode=mode: b.mount(mode))
-            assert conflict.kind == "Conflict"
-            assert str(conflict) == "reserved exclusive by host-a"
-        assert b.state()["mode"] is None
-        assert KEYS["host-b"] not in made.luns("host-b").status("csv")["registrations"]
-        a.dismount()
-        b.mount("exclusive")
-        assert b.claim("saved-ram", epoch) == epoch + 1
-        assert made.disk("host-b", "saved-ram").read(0, 4 * MIB) == b"ram!" * MIB
-        assert refusal(lambda: a.mount("exclusive")).kind == "Conflict"
-
-
-def test_a_shared_volume_is_not_taken_exclusively_nor_formatted(both: Both) -> None:
-    _, a, b = both
-    a.create("d", MIB)
-    assert refusal(a.format).kind == "Busy"
-    b.dismount()
-    assert refusal(lambda: b.mount("exclusive")).kind == "Conflict"
-    assert refusal(b.format).kind == "Conflict"
-    assert refusal(lambda: a.mount("exclusive")).kind == "Busy"
-    assert a.disks().keys() == {"d"}
-
-
-def test_a_host_that_died_with_the_volume_is_preempted() -> None:
-    with stage() as made:
-        a, b = made.client("host-a"), made.client("host-b")
-        a.format()
-        a.mount("exclusive")
-        epoch = a.create("d", MIB)
-        disk = made.disk("host-a", "d")
-        assert refusal(lambda: b.mount("exclusive")).kind == "Conflict"
-        b.mount("exclusive", preempt=True)
-        fenced(lambda: disk.write(0, b"x" * 512))
-        b.claim("d", epoch)
-        assert made.disk("host-b", "d").read(0, 512) == bytes(512)
-        assert refusal(lambda: a.claim("d", epoch + 1)).kind == "NotRegistered"
-        _closed(a, "d", disk)
-        a.dismount()
-        assert refusal(a.mount).kind == "Conflict"
-
-
-def test_a_volume_with_a_disk_open_is_not_dismounted(both: Both) -> None:
-    made, a, _ = both
-    a.create("d", MIB)
-    disk = made.disk("host-a", "d")
-    busy = refusal(a.dismount)
-    assert (busy.kind, str(busy)) == ("Busy", "disk 'd' is open at host-a (connections: 1)")
-    _closed(a, "d", disk)
-    a.dismount()
-    assert refusal(a.dismount).kind == "NotMounted"
 
 
 # ---- bad input

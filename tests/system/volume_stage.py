@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import select
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,9 +18,10 @@ from netns.forkserver import Process, spawn
 from netns.links import Links
 from netns.topology import Bridge, End, Link, Node, Spec, plan
 from testbed.measure.trace import Recorder
-from testbed.storage.client import NbdClient
+from testbed.storage.client import NbdClient, NbdLost, NbdRefused
 from testbed.storage.lun_client import LunClient
 from testbed.storage.volume_client import VolumeClient, VolumeRefused
+from tests.system.guest_agent import eventually
 
 MIB = 1 << 20
 DEADLINE_S = 30.0
@@ -245,3 +247,78 @@ def refusal(action: Callable[[], object]) -> VolumeRefused:
         action()
     assert "\n" not in str(refused.value)
     return refused.value
+
+
+Both = tuple[Stage, VolumeClient, VolumeClient]
+
+
+def fenced(action: Callable[[], object]) -> None:
+    with pytest.raises(NbdRefused) as refused:
+        action()
+    assert refused.value.name == "EPERM"
+
+
+class Writer:
+    """Writes a rising number to one place of a disk, again and again, until it is told to end or is
+    refused."""
+
+    def __init__(self, disk: NbdClient) -> None:
+        self.acknowledged = 0
+        self.refused: NbdRefused | None = None
+        self._disk = disk
+        self._enough = threading.Event()
+        self._beat = threading.Condition()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._enough.is_set() and self.refused is None:
+            number = self.acknowledged + 1
+            try:
+                self._disk.write(0, number.to_bytes(8, "big") * 512)
+            except NbdRefused as refused:
+                self.refused = refused
+            except NbdLost:
+                return
+            with self._beat:
+                self.acknowledged += self.refused is None
+                self._beat.notify_all()
+
+    def await_more(self, count: int = 20) -> None:
+        """Return when so many more writes have been acknowledged."""
+        with self._beat:
+            goal = self.acknowledged + count
+            assert self._beat.wait_for(lambda: self.acknowledged >= goal, DEADLINE_S), self.refused
+
+    def hang_up(self) -> None:
+        """Go, with a write under way."""
+        self._disk.socket.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> int:
+        """The last number that was acknowledged."""
+        self._enough.set()
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+        return self.acknowledged
+
+
+@contextmanager
+def writing(disk: NbdClient) -> Iterator[Writer]:
+    writer = Writer(disk)
+    try:
+        yield writer
+    finally:
+        writer.end()
+
+
+def number_on(disk: NbdClient) -> int:
+    content = disk.read(0, 4096)
+    assert content == content[:8] * 512
+    return int.from_bytes(content[:8], "big")
+
+
+def closed(client: VolumeClient, name: str, *disks: NbdClient) -> None:
+    """Close connections, and return when the service has noticed."""
+    for disk in disks:
+        disk.close()
+    eventually(lambda: name not in client.state()["open"])
