@@ -39,6 +39,7 @@ class Run:
     report: int
     process: forkserver.Process
     server: forkserver.Process
+    target: dict[str, Any]
 
     def fault(self) -> tuple[int, int]:
         """Wait until the server has done its deed; when it began and ended."""
@@ -100,7 +101,7 @@ def running(
         stack.callback(control.close)
         if start:
             control.start()
-        yield Run(control, report, process, served)
+        yield Run(control, report, process, served, target)
 
 
 def only(probe: dict[str, Any], **expected: int) -> None:

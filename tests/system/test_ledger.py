@@ -88,6 +88,25 @@ def test_store_that_lost_everything_is_found_out() -> None:
     assert seen["writes_phantom"] == 0
 
 
+def test_what_a_client_before_left_in_the_store_is_no_phantom() -> None:
+    """A guest that died has other clients afterwards, of the same names, and the same disk."""
+    with running_against(WIDE, server=STORE, at=0) as run, ExitStack() as stack:
+        run.go_on(400)
+        (first,) = run.control.stop()["probes"]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argument = {"name": "client1", "probes": [{**WIDE, **run.target}]}
+            entry, fds = "testbed.clients.main:main", [theirs.fileno()]
+            process = forkserver.spawn(entry, argument, namespace=None, fds=fds, name="client1")
+        stack.enter_context(process).wait_ready(DEADLINE_S)
+        control = ClientControl(ours)
+        stack.callback(control.close)
+        control.start()
+        (second,) = control.stop()["probes"]
+    assert first["acknowledged"] > second["acknowledged"]
+    verdict(second)
+
+
 def test_store_that_is_gone_leaves_the_question_open() -> None:
     with running_against(LEDGER, server=STORE, at=0) as run:
         run.go_on(100)
