@@ -181,7 +181,7 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.scenario.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import BENCHES, Figure, Setting
 
     chosen = names or list(BENCHES)
     with wrong_request():
@@ -215,7 +215,7 @@ def _with_room(benches: list[str], *, named: bool) -> list[str]:
     """Those for which there is memory; one that was asked for by name and has none ends the command."""
     import psutil
 
-    from testbed.scenario.bench import NEEDS_BYTES
+    from testbed.experiment.bench import NEEDS_BYTES
     from testbed.scenario.units import format_size
 
     available = psutil.virtual_memory().available
@@ -306,8 +306,8 @@ def _show_run(
 ) -> int:
     from rich.console import Console
 
+    from testbed.experiment.run import run
     from testbed.report.terminal import Progress, show_summary
-    from testbed.scenario.run import run
 
     console = Console(stderr=as_json, highlight=False)
     result = run(options, name, folder, Progress(console, quiet), import_path)

@@ -85,10 +85,10 @@ def _show(
 ) -> int:
     from rich.console import Console
 
+    from testbed.experiment.compare import compare as run_all
     from testbed.report.comparison import show_comparison
     from testbed.report.figures import Silence
     from testbed.report.terminal import Progress
-    from testbed.scenario.compare import compare as run_all
 
     console = Console(stderr=as_json, highlight=False)
     say = Progress(console, quiet).say

@@ -74,8 +74,8 @@ def explained(error: Exception, folder: Path) -> int:
     from netns.forkserver import NotReady, ProcessDied, SpawnError
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
+    from testbed.experiment.bench import BenchFailed
     from testbed.host.control import CommandFailed, ControlError
-    from testbed.scenario.bench import BenchFailed
     from testbed.storage.nbdkit import NbdkitError
     from testbed.storage.volume_client import VolumeLost, VolumeRefused
 

@@ -72,8 +72,8 @@ def _sweep(
 ) -> int:
     from rich.console import Console
 
+    from testbed.experiment.sweep import Sweep
     from testbed.report.faults import show_cell, show_faults
-    from testbed.scenario.sweep import Sweep
 
     console = Console(stderr=as_json, highlight=False)
     cells = []

@@ -57,7 +57,7 @@ def _check_memory(options: Options) -> None:
 def _lun_bytes(options: Options) -> int:
     if not options.has_storage:
         return 0
-    from testbed.scenario.storage import lun_bytes
+    from testbed.lab.storage import lun_bytes
 
     return lun_bytes(options)
 
@@ -67,8 +67,8 @@ def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int
     went wrong."""
     from netns import universe
     from netns.paths import RUN
-    from testbed.scenario.lab import PRELOAD
-    from testbed.scenario.run import give_to_caller, make_folder
+    from testbed.experiment.run import give_to_caller, make_folder
+    from testbed.lab.lab import PRELOAD
 
     if runs.resolve().is_relative_to(RUN):
         fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: every run has a {RUN} of its own; use another")

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from testbed.experiment.comparison import MEASURES
 from testbed.measure.comparison import Comparison, Difference, Figure, Variant
-from testbed.scenario.comparison import MEASURES
 from testbed.scenario.units import format_ms
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from testbed.experiment.sweep import Cell
 from testbed.migration.phases import Phase
-from testbed.scenario.sweep import Cell
 
 MARKS = {"completed": "→", "rolled-back": "←", "restarted": "↻", "failed": "✗"}
 NAMED_PHASES = 4

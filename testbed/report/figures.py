@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from testbed.scenario.bench import Figure
+from testbed.experiment.bench import Figure
 
 
 class Silence:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from testbed.commands.faults import options_for
-from testbed.scenario.lab import PRELOAD, Lab
-from testbed.scenario.sweep import counted
+from testbed.experiment.sweep import counted
+from testbed.lab.lab import PRELOAD, Lab
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 

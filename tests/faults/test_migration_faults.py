@@ -17,13 +17,13 @@ import psutil
 import pytest
 
 from testbed.commands.ending import CHECK_FAILED, ROLLED_BACK, status_of
+from testbed.experiment import run as run_module
 from testbed.host.control import CommandFailed
 from testbed.host.network import guest_namespace
+from testbed.lab import plan as planned
+from testbed.lab.lab import Lab
 from testbed.measure.result import Result
 from testbed.migration import wire
-from testbed.scenario import plan as planned
-from testbed.scenario import run as run_module
-from testbed.scenario.lab import Lab
 from tests.system.labs import PRELOAD, REPOSITORY, SMALL, Witness
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)

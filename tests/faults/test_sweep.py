@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from testbed.commands.faults import options_for
+from testbed.experiment.sweep import Cell, Sweep
 from testbed.faults.kinds import Fault, Kind, chosen
+from testbed.lab.lab import PRELOAD
 from testbed.migration.phases import Phase
-from testbed.scenario.lab import PRELOAD
-from testbed.scenario.sweep import Cell, Sweep
 
 pytestmark = [pytest.mark.universe(preload=PRELOAD), pytest.mark.timeout(300)]
 

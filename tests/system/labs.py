@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from testbed.experiment.run import run
+from testbed.lab.lab import PRELOAD
 from testbed.measure.result import Result
-from testbed.scenario.lab import PRELOAD
 from testbed.scenario.options import Options
-from testbed.scenario.run import run
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = Options(

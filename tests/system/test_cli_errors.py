@@ -387,7 +387,7 @@ def test_output_that_nobody_reads(folder: Path, possible: None) -> None:
 
 def test_help_loads_nothing_heavy(folder: Path) -> None:
     """What the command needs for a run is imported when there is one: else help would take a second."""
-    heavy = ("numpy", "pyroute2", "scapy", "pydantic", "psutil", "xxhash", "testbed.scenario.lab")
+    heavy = ("numpy", "pyroute2", "scapy", "pydantic", "psutil", "xxhash", "testbed.lab.lab")
     code = (
         "import sys; sys.argv = ['testbed', '--help']\n"
         "from testbed.__main__ import main\n"

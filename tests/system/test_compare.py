@@ -13,8 +13,8 @@ import pytest
 
 from netns import universe
 from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED
+from testbed.experiment.run import give_to_caller
 from testbed.measure import comparison, result
-from testbed.scenario.run import give_to_caller
 from tests.conftest import require
 from tests.system.commands import Running, adopting, left_behind, run
 

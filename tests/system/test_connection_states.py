@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.scenario.lab import Lab
+from testbed.lab.lab import Lab
 from tests.system.labs import PRELOAD, SMALL
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)

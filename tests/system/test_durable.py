@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from testbed.faults.kinds import Fault, Kind
+from testbed.lab import plan as planned
+from testbed.lab.lab import Lab
+from testbed.lab.storage import NBD_PORT, service_sockets
 from testbed.migration.phases import Phase
-from testbed.scenario import plan as planned
-from testbed.scenario.lab import Lab
-from testbed.scenario.storage import NBD_PORT, service_sockets
 from testbed.storage.client import NbdClient, NbdRefused
 from tests.conftest import require
 from tests.system.labs import PRELOAD, REPOSITORY, SMALL, failed_checks, migrate

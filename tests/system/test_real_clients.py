@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from testbed.scenario.lab import Lab
+from testbed.lab.lab import Lab
 from tests.conftest import require
 from tests.system.labs import PRELOAD, SMALL
 

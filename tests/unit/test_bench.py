@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed import cli
+from testbed.experiment import bench
+from testbed.experiment.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.report.figures import Silence
-from testbed.scenario import bench
-from testbed.scenario.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.scenario.options import Options
 from testbed.storage import bench as storage_bench
 from testbed.storage.bench import Rates

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from testbed.commands.ending import CHECK_FAILED, PASSED, ROLLED_BACK, status_of_run, worst
+from testbed.experiment.compare import folder_name
+from testbed.experiment.comparison import MEASURES, Finished, comparison, difference, figure
 from testbed.measure import comparison as model
 from testbed.measure.result import Check, Clients, Gap, Guest, Network, Outcome, Ram, Result
 from testbed.report.comparison import merged, show_comparison
-from testbed.scenario.compare import folder_name
-from testbed.scenario.comparison import MEASURES, Finished, comparison, difference, figure
 from testbed.scenario.options import Options
 from testbed.scenario.variants import Contender
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from testbed.host import devices
 from testbed.host.description import DescriptionError, GuestDescription
+from testbed.lab import plan
 from testbed.migration.errors import ProtocolError
-from testbed.scenario import plan
 from testbed.scenario.options import Options
 from testbed.tcp.state import INET, Endpoint, ListenerState, SocketOptions
 

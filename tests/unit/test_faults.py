@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from testbed.experiment.sweep import counted, judge
 from testbed.faults.kinds import Fault, FaultError, Kind, Side, chosen, matrix
 from testbed.migration.phases import Phase
-from testbed.scenario.sweep import counted, judge
 
 FAULT = Fault(Phase.COMMIT, Kind.LINK_RESET)
 DEATH = Fault(Phase.COMMIT, Kind.GUEST_KILLED)

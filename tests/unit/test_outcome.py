@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from testbed.experiment import outcome
+from testbed.experiment.checks import judge
 from testbed.measure import result as model
-from testbed.scenario import outcome
-from testbed.scenario.checks import judge
 
 MARKS = {
     "paused": 100,

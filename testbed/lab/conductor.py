@@ -1,6 +1,6 @@
 """An orchestrator as a process of its own: it gives the order to migrate, and waits for what comes of it.
 
-Whoever runs a lab can give the order itself (:meth:`testbed.scenario.lab.Lab.migrate`). This is for the
+Whoever runs a lab can give the order itself (:meth:`testbed.lab.lab.Lab.migrate`). This is for the
 question what happens when the one who gave it dies: nothing, for the agents need nobody to finish.
 """
 

@@ -28,11 +28,11 @@ from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.host.keeper import Stage
 from testbed.host.network import guest_namespace
+from testbed.lab import plan as planned
+from testbed.lab.storage import PlainServer, Storage, access
+from testbed.lab.supervisor import Supervisor
 from testbed.measure.trace import Recorder
-from testbed.scenario import plan as planned
 from testbed.scenario.options import Options
-from testbed.scenario.storage import PlainServer, Storage, access
-from testbed.scenario.supervisor import Supervisor
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
@@ -234,7 +234,7 @@ class Lab:
             "source": {"socket": str(self.agents[source].socket), "order": sending},
             "deadline_s": deadline_s,
         }
-        entry = "testbed.scenario.conductor:main"
+        entry = "testbed.lab.conductor:main"
         with spawn(entry, argument, namespace=None, name="orchestrator") as conductor:
             end = time.monotonic() + deadline_s
             while conductor.wait(0) is None and time.monotonic() < end:

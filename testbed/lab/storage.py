@@ -16,7 +16,7 @@ from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
 from testbed.host.saved_state import largest_state_bytes, remove
 from testbed.host.shared_storage import FILLER
-from testbed.scenario import plan as planned
+from testbed.lab import plan as planned
 from testbed.scenario.options import Options
 from testbed.storage import nbdkit
 from testbed.storage.volume_client import VolumeClient, VolumeRefused

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from testbed.experiment.run import Witness, run
+from testbed.lab import plan as planned
+from testbed.lab.lab import Lab
 from testbed.measure.result import Migration, Result
-from testbed.scenario import plan as planned
-from testbed.scenario.lab import Lab
 from testbed.scenario.options import Options
-from testbed.scenario.run import Witness, run
 from testbed.storage import bench as storage_bench
 
 SWITCHOVER = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)

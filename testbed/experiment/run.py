@@ -12,13 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from testbed.experiment import outcome
+from testbed.experiment.checks import judge
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
+from testbed.lab.environment import environment
+from testbed.lab.lab import Lab, Usage
 from testbed.measure.result import Guest, Migration, Outcome, Result
-from testbed.scenario import outcome
-from testbed.scenario.checks import judge
-from testbed.scenario.environment import environment
-from testbed.scenario.lab import Lab, Usage
 from testbed.scenario.options import Options
 
 AFTERMATH_S = 1.0

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from testbed.experiment.comparison import MEASURES, Finished, comparison
+from testbed.experiment.run import Witness, run
 from testbed.measure.comparison import Comparison
-from testbed.scenario.comparison import MEASURES, Finished, comparison
-from testbed.scenario.run import Witness, run
 from testbed.scenario.variants import Contender
 
 LONGEST_FOLDER_NAME = 100
@@ -29,7 +29,7 @@ def compare(
 
     They take turns (ABC ABC ABC), so that what changes on the machine meanwhile strikes all of them alike.
     `say` is told of each run at its begin and its end, `witness` of what happens in it. Raises what
-    :func:`testbed.scenario.run.run` does; the runs that are over have left their results then.
+    :func:`testbed.experiment.run.run` does; the runs that are over have left their results then.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     finished: list[Finished] = []

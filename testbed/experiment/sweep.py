@@ -18,7 +18,7 @@ from testbed.clients.control import ClientFailed
 from testbed.clients.control import ControlError as ClientControlError
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
-from testbed.scenario.lab import Lab
+from testbed.lab.lab import Lab
 from testbed.scenario.options import Options
 
 PEER_DEADLINE_S = 2.0
