@@ -13,6 +13,8 @@ from html import escape
 from testbed.scenario.units import format_ms
 
 WIDTH = 760
+SHORTEST_MS = 0.01
+"""Waits below it stand at the left edge of their picture."""
 PARTS = 10
 """So many colours of parts the style has."""
 
@@ -70,7 +72,7 @@ def rounds_chart(rounds: Sequence[Mapping[str, float]], bandwidth: float | None)
         pieces.append(f'<line class="grid" x1="{left}" x2="{WIDTH}" y1="{y(10**power):.1f}" y2="{y(10**power):.1f}"/>')
         pieces.append(f'<text class="axis end" x="{left - 8}" y="{y(10**power) + 4:.1f}">{_bits(10**power)}</text>')
     room, total = WIDTH - left, sum(one["ms"] for one in rounds)
-    least = min(46.0, room / len(rounds))
+    least = min(58.0, room / len(rounds))
     shares = [least + (room - least * len(rounds)) * one["ms"] / max(total, 1e-9) for one in rounds]
     at = float(left)
     for one, share in zip(rounds, shares, strict=True):
@@ -107,7 +109,7 @@ def wait_strips(strips: Sequence[Strip]) -> str:
         return ""
     left, row, top = 190, 24, 8
     bottom = top + row * len(strips)
-    low, high = math.log10(min(values)) - 0.05, math.log10(max(values)) + 0.08
+    low, high = math.log10(max(min(values), SHORTEST_MS)) - 0.05, math.log10(max(*values, 10 * SHORTEST_MS)) + 0.08
     ticks = _ticks(low, high)
 
     def x(ms: float) -> float:
@@ -162,6 +164,6 @@ def _bits(rate: float) -> str:
 
 def _svg(height: float, title: str, pieces: Sequence[str]) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="chart{" slim" if height < 60 else ""}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"{''.join(pieces)}</svg>"
     )

@@ -16,7 +16,7 @@ from testbed.report.page.words import DEFINITIONS
 PAGE = "report.html"
 COMPARISON = "comparison.json"
 PARTS = Path(__file__).with_name("parts")
-SCRIPTS = ("base.js", "requests.js", "timeline.js", "warp.js", "film.js", "stage.js", "replay.js", "page.js")
+SCRIPTS = ("base.js", "requests.js", "rows.js", "timeline.js", "warp.js", "film.js", "stage.js", "replay.js", "page.js")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ function duration(us) {
   if (size >= 1e3) return `${digits(us / 1e3)} ms`;
   return `${Math.round(us)} µs`;
 }
+// A power of ten of milliseconds.
+const power = ms => ms >= 1000 ? `${Math.round(ms / 1e3)} s` : ms >= 1 ? `${Math.round(ms)} ms` : `${Math.round(ms * 1e3)} µs`;
 const signed = us => (us < 0 ? "−" : "+") + duration(Math.abs(us));
 const many = count => count.toLocaleString("en");
 

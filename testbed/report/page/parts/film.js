@@ -90,9 +90,12 @@ class Film {
     return turned !== null && at >= turned ? move.target : move.source;
   }
 
-  holding(at) {
-    const cut = this.mark("cut"), over = this.mark("frames-released") ?? this.mark("running-again");
-    return cut !== null && at >= cut && (over === null || at < over);
+  // Whether a host holds frames: the source from the cut on, the target as soon as it was announced and they come
+  // to it; both until they are given to the guest.
+  holding(at, host) {
+    const {move} = this, over = this.mark("frames-released") ?? this.mark("running-again");
+    const since = host === move.source ? this.mark("cut") : this.mark("announced");
+    return move.held !== 0 && since !== null && at >= since && (over === null || at < over);
   }
 
   tell() {

@@ -45,8 +45,11 @@ class Requests {
     return longest;
   }
 
+  kind(i) { return (this.kinds[this.client[i]] ?? [])[this.probe[i]] || "probe"; }
+  isSteady(i) { return this.kind(i) === "open-loop"; }
+
   describe(i) {
-    const kind = (this.kinds[this.client[i]] || [])[this.probe[i]] || "probe";
+    const kind = this.kind(i);
     const what = this.answered[i] ? "" : ", never answered";
     return `${this.names[this.client[i]]} ${kind}, connection ${this.connection[i]}: waited ${duration(this.wait[i] * 1e3)}${what}`;
   }

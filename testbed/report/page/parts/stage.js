@@ -149,15 +149,17 @@ class Stage {
     this.box(host, colour("host"), colour("edge"), {radius: 10});
     write(context, host.name, host.x + 12, host.y + 16, {size: 13, weight: 650});
     write(context, role, host.x + host.width - 12, host.y + 16, {size: 11.5, align: "right", fill: "dim"});
-    if (film.holding(at)) this.drawHold(host);
+    if (film.holding(at, host.name)) this.drawHold(host);
     const guest = {x: host.x + 10, y: host.y + 30, width: host.width - 20, height: host.height - 40};
     this.drawGuest(guest, role, state);
   }
 
   drawHold(host) {
-    const place = {x: host.x + host.width / 2 - 48, y: host.y - 11, width: 96, height: 21};
-    this.box(place, colour("hold"), null, {radius: 10});
-    write(this.context, "▮▮ holds frames", host.x + host.width / 2, host.y, {size: 11, align: "center", fill: "on-bar", weight: 600});
+    const text = this.narrow ? "holds frames" : "▮▮ holds frames for the guest", size = 11;
+    this.context.font = `600 ${size}px ${FONT}`;
+    const width = this.context.measureText(text).width + 20;
+    this.box({x: host.x + host.width / 2 - width / 2, y: host.y - 12, width, height: 22}, colour("hold"), null, {radius: 11});
+    write(this.context, text, host.x + host.width / 2, host.y - 0.5, {size, align: "center", fill: "on-bar", weight: 600});
   }
 
   drawGuest(place, role, state) {

@@ -1,7 +1,8 @@
 // The timeline: phases of both hosts, rounds, what the network did, and every request, on one axis that zooms
-// from the whole run to a fraction of a millisecond.
+// from the whole run to a fraction of a millisecond. Requests are dots (when, how long), or bars of their
+// connections from the sending to the answer.
 
-const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7;
+const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48;
 
 class Timeline {
   constructor(root, run) {
@@ -10,6 +11,10 @@ class Timeline {
     this.tip = root.querySelector(".tip");
     this.status = root.querySelector(".shown");
     this.hidden = new Set();
+    this.rows = new Rows(run.requests);
+    this.styles = [...root.querySelectorAll("[data-style]")];
+    this.styles.forEach(button => button.addEventListener("click", () => { this.choose(button.dataset.style); this.draw(); }));
+    this.choose("dots");
     this.cursor = null;
     this.onPick = () => {};
     this.span = [0, run.data.span];
@@ -17,6 +22,11 @@ class Timeline {
     this.buildLegend(root.querySelector(".legend"));
     for (const button of root.querySelectorAll("[data-view]")) button.addEventListener("click", () => this.show(button.dataset.view));
     this.listen();
+  }
+
+  choose(style) {
+    this.style = style;
+    this.styles.forEach(one => one.setAttribute("aria-pressed", String(one.dataset.style === style)));
   }
 
   get move() { return this.run.move; }
@@ -45,6 +55,7 @@ class Timeline {
       const margin = (end - begin) * (name === "blackout" ? 0.45 : 0.06);
       view = [begin - margin, end + margin];
     }
+    this.choose(name === "blackout" && this.rows.count ? "rows" : "dots");
     this.zoomTo(...view);
   }
 
@@ -74,8 +85,8 @@ class Timeline {
     this.left = box < 520 ? 52 : GUTTER;
     this.width = box - this.left - 8;
     const lanes = this.lanes();
-    this.plotTop = AXIS + lanes.length * LANE + 12;
-    this.plotHeight = box < 520 ? 220 : 280;
+    this.plotTop = AXIS + lanes.length * LANE + 26;
+    this.plotHeight = this.style === "rows" ? Math.max(140, this.rows.count * this.rows.height(box)) : box < 520 ? 220 : 280;
     const context = prepared(this.canvas, box, this.plotTop + this.plotHeight + 30);
     this.hits = [];
     this.drawAxis(context);
@@ -123,7 +134,7 @@ class Timeline {
       const begin = Math.max(from, this.left), end = Math.min(Math.max(to, from + 1.5), this.left + this.width);
       context.fillStyle = colour("blackout");
       context.fillRect(begin, AXIS - 4, Math.max(end - begin, 1.5), this.plotTop + this.plotHeight - AXIS + 4);
-      if (to - from > 70) write(context, `blackout ${move.resume === null ? "" : duration(move.resume - move.pause)}`, (begin + end) / 2, this.plotTop + 10, {size: 11.5, align: "center", fill: "pause", weight: 600});
+      if (to - from > 70) write(context, `blackout ${move.resume === null ? "" : duration(move.resume - move.pause)}`, (begin + end) / 2, this.plotTop - 14, {size: 11.5, align: "center", fill: "pause", weight: 600});
     }
   }
 
@@ -194,27 +205,49 @@ class Timeline {
 
   drawRequests(context) {
     const {requests} = this.run;
+    const middle = [this.left + this.width / 2, this.plotTop + this.plotHeight / 2];
+    if (!requests.total) return write(context, "no samples of clients", ...middle, {align: "center", fill: "dim"});
+    const from = lowerBound(requests.begin, this.view[0] - requests.longest * 1e3), to = lowerBound(requests.begin, this.view[1]);
+    this.dots = {from, to};
+    this.tellShown(to - from);
+    if (this.style === "dots") this.drawScale(context);
+    context.save();
+    context.beginPath();
+    context.rect(this.left, this.plotTop - 4, this.width, this.plotHeight + 8);
+    context.clip();
+    if (this.style === "dots") { this.drawDensity(context); this.drawDots(context); } else this.drawBars(context);
+    context.restore();
+    if (this.style === "dots") this.drawFloor(context); else this.rows.label(context, this);
+    const told = this.style === "dots" ? "wait of each request, at the time when it was sent" : `requests of each connection, from the sending to the answer${this.rows.left ? ` (the ${MOST_ROWS} connections that waited longest, of ${MOST_ROWS + this.rows.left})` : ""}`;
+    return write(context, told, this.left, this.plotTop + this.plotHeight + 18, {size: 11.5, fill: "dim", most: this.width});
+  }
+
+  drawScale(context) {
+    const {requests} = this.run;
     this.low = Math.max(10 ** Math.floor(Math.log10(requests.shortest)), 0.01);
     this.high = Math.max(requests.longest * 1.5, this.low * 100);
     for (let ms = this.low; ms <= this.high; ms *= 10) {
-      const y = this.y(ms);
       context.fillStyle = colour("line");
-      context.fillRect(this.left, y, this.width, 1);
-      write(context, duration(ms * 1e3), this.left - 8, y, {size: 11, align: "right", fill: "dim"});
+      context.fillRect(this.left, this.y(ms), this.width, 1);
+      write(context, power(ms), this.left - 8, this.y(ms), {size: 11, align: "right", fill: "dim"});
     }
-    if (!requests.total) {
-      write(context, "no samples of clients", this.left + this.width / 2, this.plotTop + this.plotHeight / 2, {align: "center", fill: "dim"});
-      return;
+  }
+
+  // A bar as long as the request was under way. Of a steady stream: as long as a delivery was late.
+  drawBars(context) {
+    const {requests, rows} = {requests: this.run.requests, rows: this.rows}, tall = rows.height(this.canvas.clientWidth);
+    for (let i = this.dots.from; i < this.dots.to; i++) {
+      const row = rows.of[i];
+      if (row < 0 || this.hidden.has(requests.client[i])) continue;
+      const [begin, end] = this.extent(i), x = this.x(begin), y = this.plotTop + row * tall;
+      context.fillStyle = requests.answered[i] ? clientColour(requests.client[i]) : colour("bad");
+      context.fillRect(x, y + tall * 0.2, Math.max(this.x(end) - x - 0.75, 1.25), tall * 0.6);
     }
-    context.save();
-    context.beginPath();
-    context.rect(this.left, this.plotTop - 6, this.width, this.plotHeight + 12);
-    context.clip();
-    this.drawDensity(context);
-    this.drawDots(context);
-    context.restore();
-    this.drawFloor(context);
-    write(context, "wait of each request, when it was sent", this.left, this.plotTop + this.plotHeight + 18, {size: 11.5, fill: "dim"});
+  }
+
+  extent(i) {
+    const {requests} = this.run, end = requests.end[i];
+    return requests.isSteady(i) ? [end - requests.wait[i] * 1e3, end] : [requests.begin[i], end];
   }
 
   drawDensity(context) {
@@ -232,9 +265,8 @@ class Timeline {
 
   drawDots(context) {
     const {requests} = this.run, {begin, end, wait, client, answered} = requests;
-    const from = lowerBound(begin, this.view[0] - requests.longest * 1e3), to = lowerBound(begin, this.view[1]);
+    const {from, to} = this.dots;
     const seen = to - from, bars = seen < 4000, size = seen > 30000 ? 1 : seen > 5000 ? 1.4 : seen > 800 ? 2 : 3;
-    this.dots = {from, to};
     for (let i = from; i < to; i++) {
       if (this.hidden.has(client[i])) continue;
       const x = this.x(begin[i]), y = this.y(wait[i]);
@@ -248,7 +280,6 @@ class Timeline {
       else if (size < 2) context.fillRect(x - size / 2, y - size / 2, size, size);
       else { context.beginPath(); context.arc(x, y, size, 0, 7); context.fill(); }
     }
-    this.tellShown(seen);
   }
 
   tellShown(seen) {
@@ -268,7 +299,7 @@ class Timeline {
     context.lineTo(this.left + this.width, y);
     context.stroke();
     context.setLineDash([]);
-    write(context, `longest normally ${duration(normally * 1e3)}`, this.left + this.width - 4, y - 9, {size: 11, align: "right", fill: "dim"});
+    write(context, `longest without a migration ${duration(normally * 1e3)}`, this.left + 6, y + 10, {size: 11, fill: "dim"});
   }
 
   drawCursor(context) {
@@ -285,16 +316,32 @@ class Timeline {
       const hit = this.hits[i];
       if (x >= hit.from - 2 && x <= hit.to + 2 && y >= hit.top && y < hit.bottom) return hit.tip;
     }
+    const best = !this.dots ? null : this.style === "rows" ? this.barUnder(x, y) : this.dotUnder(x, y);
+    return best === null ? null : `${this.run.requests.describe(best)}, sent ${signed(this.run.requests.begin[best] - this.zero)}`;
+  }
+
+  barUnder(x, y) {
+    const row = Math.floor((y - this.plotTop) / this.rows.height(this.canvas.clientWidth));
+    for (let i = this.dots.to - 1; i >= this.dots.from; i--) {
+      if (this.rows.of[i] !== row) continue;
+      const [begin, end] = this.extent(i);
+      if (x >= this.x(begin) - 1 && x <= this.x(end) + 1) return i;
+    }
+    return null;
+  }
+
+  dotUnder(x, y) {
     const {requests} = this.run;
     let best = null, nearest = NEAR * NEAR;
-    if (this.dots && y > this.plotTop - NEAR) for (let i = this.dots.from; i < this.dots.to; i++) {
+    if (y < this.plotTop - NEAR) return null;
+    for (let i = this.dots.from; i < this.dots.to; i++) {
       if (this.hidden.has(requests.client[i])) continue;
       const dx = this.x(requests.begin[i]) - x;
       if (dx > NEAR || dx < -NEAR) continue;
       const dy = this.y(requests.wait[i]) - y, distance = dx * dx + dy * dy;
       if (distance < nearest) [best, nearest] = [i, distance];
     }
-    return best === null ? null : `${requests.describe(best)}, sent ${signed(requests.begin[best] - this.zero)}`;
+    return best;
   }
 
   listen() {

@@ -34,6 +34,7 @@ class Warp {
   // For one migration: each stretch with the seconds that it is worth.
   static of(move, span) {
     const begin = Math.max(0, move.begin - 400000), stretches = [[move.begin, 1.6]];
+    const still = us => move.pause !== null && us > move.pause && us < (move.resume ?? move.end);
     const provisioned = move.phases.filter(one => one[1] === "provision").map(one => one[3] ?? move.end);
     if (provisioned.length) stretches.push([Math.max(...provisioned), 2.6]);
     const rounds = move.rounds.filter(one => !one.last), later = Math.max(rounds.length - 1, 1);
@@ -53,7 +54,7 @@ class Warp {
     stretches.sort((a, b) => a[0] - b[0]);
     const knots = [[begin, 0]];
     for (const [us, seconds] of stretches) {
-      if (us > knots.at(-1)[0]) knots.push([us, knots.at(-1)[1] + seconds]);
+      if (us > knots.at(-1)[0] && !still(us)) knots.push([us, knots.at(-1)[1] + seconds]);
     }
     return new Warp(knots);
   }
