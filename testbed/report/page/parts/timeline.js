@@ -273,7 +273,7 @@ class Timeline {
   }
 
   drawDots(context) {
-    const {requests} = this.run, {begin, end, wait, client, answered} = requests;
+    const {requests} = this.run, {begin, end, wait, client, answered} = requests, normally = this.run.data.normally ?? Infinity;
     const {from, to} = this.dots;
     const seen = to - from, bars = seen < 4000, size = seen > 30000 ? 1 : seen > 5000 ? 1.4 : seen > 800 ? 2 : 3;
     for (let i = from; i < to; i++) {
@@ -284,8 +284,10 @@ class Timeline {
         const right = this.x(end[i]);
         if (right - x > 4) { context.fillStyle = faded(fill, 0.45); context.fillRect(x, y - 0.75, right - x, 1.5); }
       }
-      context.fillStyle = seen > 5000 ? faded(fill, 0.65) : fill;
+      const late = wait[i] > normally;
+      context.fillStyle = seen > 5000 && !late ? faded(fill, 0.65) : fill;
       if (!answered[i]) write(context, "✕", x, y, {size: 13, align: "center", fill: "bad"});
+      else if (late && size < 2.5) { context.beginPath(); context.arc(x, y, 2.5, 0, 7); context.fill(); }
       else if (size < 2) context.fillRect(x - size / 2, y - size / 2, size, size);
       else { context.beginPath(); context.arc(x, y, size, 0, 7); context.fill(); }
     }
