@@ -45,6 +45,7 @@ PURE = (
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
     "testbed/handover/filters.py",
+    "testbed/memory/page_map.py",
     "testbed/measure/continuity.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
