@@ -60,6 +60,7 @@ PURE = (
     "testbed/experiment/comparison.py",
     "testbed/scenario/options.py",
     "testbed/experiment/outcome.py",
+    "testbed/experiment/tables.py",
     "testbed/lab/plan.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
