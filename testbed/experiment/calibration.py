@@ -4,7 +4,7 @@ No guest migrates. Runs inside a universe; what each error means is said in :mod
 
 Pauses of one length do not come one after the other but shuffled in each repeat, so that what changes on the
 machine strikes all lengths alike, and at a random moment, so that their phase against the probes' turns is
-random too. All probes of one guest program look at the same pauses, each from a client machine of its own.
+random too. Each probe is alone with its guest: what others ask would stand in the queue before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,10 +66,10 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
     surroundings: dict[str, Any] = {}
     pauses: list[model.Pauses] = []
     deviations: list[Deviation] = []
-    for program, trials in groupby((one for one in PAUSES if request.takes(one.kind)), lambda one: one.program):
-        found, surroundings = _pause(program, list(trials), request, folder, witness)
-        pauses += [pauses_of(trial, seen) for trial, seen in found]
-        deviations += [one for _, seen in found for one in seen if one.stall.asked_ns]
+    for trial in (one for one in PAUSES if request.takes(one.kind)):
+        seen, surroundings = _pause(trial, request, folder, witness)
+        pauses.append(pauses_of(trial, seen))
+        deviations += [one for one in seen if one.stall.asked_ns]
     counts: list[model.Count] = []
     for count_trial in COUNTS:
         if request.takes(count_trial.kind):
@@ -87,7 +86,7 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
         counts=counts,
         conditions=[],
         left_out=[],
-        holds=all(one.holds for one in (*pauses, *counts)),
+        holds=all(one.holds for one in pauses) and all(one.holds for one in counts),
         environment=surroundings,
     )
     (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2) + "\n")
@@ -95,31 +94,25 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
 
 
 def _pause(
-    program: str, trials: Sequence[PauseTrial], request: Request, folder: Path, witness: Witness
-) -> tuple[list[tuple[PauseTrial, list[Deviation]]], dict[str, Any]]:
-    """Stop a guest that runs `program` for known times; what each trial's probe made of every one of them,
-    and the surroundings."""
+    trial: PauseTrial, request: Request, folder: Path, witness: Witness
+) -> tuple[list[Deviation], dict[str, Any]]:
+    """Stop a guest for known times while it is probed; what the probe made of each, and the surroundings."""
     order = _order(request)
-    names = ", ".join(trial.name for trial in trials)
-    witness.say(f"pauses: {names}; {len(order)} pauses of a guest that runs {program}")
-    phase = random.Random(f"{request.seed} {program}")
+    witness.say(f"pauses: {trial.name}; {len(order)} pauses of a guest that runs {trial.program}")
+    phase = random.Random(f"{request.seed} {trial.name}")
     stalls: list[Stall] = []
-    with Stand(program, len(trials), folder / f"pauses-{program}") as stand:
-        for number, trial in enumerate(trials, 1):
-            stand.start(f"client{number}", [trial.request])
+    with Stand(trial.program, 1, folder / f"pauses-{trial.name}") as stand:
+        stand.start("client1", [trial.request])
         stand.rest(WARM_S)
         for done, duration_ns in enumerate(order, 1):
             stand.rest(CALM_S + phase.uniform(0, PHASE_S))
             stalls.append(stand.stall(duration_ns))
             witness.advance(done, len(order))
         stand.rest(CALM_S)
-        windows = [stall.window for stall in stalls]
-        reports = [stand.stop(f"client{number}", windows) for number in range(1, len(trials) + 1)]
+        report = stand.stop("client1", [stall.window for stall in stalls])
         surroundings = stand.environment()
-    return [
-        (trial, [_looked_at(trial, *one) for one in zip(stalls, report["during"], strict=True)])
-        for trial, report in zip(trials, reports, strict=True)
-    ], surroundings
+    looks = zip(stalls, report["during"], strict=True)
+    return [_looked_at(trial, stall, during) for stall, during in looks], surroundings
 
 
 def _order(request: Request) -> list[int]:

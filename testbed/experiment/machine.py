@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 import testbed
 from testbed.measure.calibration import Calibration, Machine
+from testbed.measure.result import Instrument
 
 PACKAGE = "live-migration-testbed"
 MEASURING = ("clients/*.py", "measure/accuracy.py", "measure/continuity.py", "guest/machine.py")
@@ -79,3 +80,20 @@ def last_calibration() -> Calibration | None:
     except (OSError, ValidationError):
         return None  # never made, or by another version
     return kept if kept.machine == this_machine() else None
+
+
+def instrument() -> Instrument | None:
+    """What a run's result says of the instrument's own error."""
+    kept = last_calibration()
+    if kept is None or kept.gap_error_ms is None:
+        return None
+    return Instrument(
+        calibrated_at=kept.started_at,
+        host=kept.machine.host,
+        processor=kept.machine.processor,
+        kernel=kept.machine.kernel,
+        version=kept.machine.version,
+        gap_error_ms=kept.gap_error_ms.median,
+        gap_error_p95_ms=kept.gap_error_ms.p95,
+        holds=kept.holds,
+    )

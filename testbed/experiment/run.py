@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from testbed.experiment import outcome
 from testbed.experiment.checks import judge
+from testbed.experiment.machine import instrument
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab.environment import environment
@@ -221,6 +222,7 @@ def _result(
         migrations=migrations,
         options=options.as_dict(),
         environment=surroundings,
+        instrument=instrument(),
     )
 
 

@@ -51,62 +51,37 @@ class CountTrial:
         return {"kind": self.kind, **self.probe}
 
 
-_EVERY_MS = {"interval_us": 1000}
+_FOUR = {"connections": 4, "interval_us": 1000}
 _GRID_NS = 250_000
-"""Eight connections a millisecond take their turns on a grid of this, see testbed.clients.closed_loop."""
+"""Four connections a millisecond take their turns so far apart (GRAIN_NS in testbed.clients.closed_loop)."""
+_BRIDGED_NS = 25 * MS
+"""A reader at 256 MiB/s goes on for so long from a receive buffer of 6 MiB, the most that there is by default
+(net.ipv4.tcp_rmem): shorter pauses it need not notice."""
+
+REQUEST, DELIVERY = Definition.REQUEST, Definition.DELIVERY
 
 PAUSES = (
-    PauseTrial(
-        "closed-loop", "closed-loop", "echo", {"connections": 8, **_EVERY_MS}, Definition.REQUEST, _GRID_NS
-    ),
-    PauseTrial(
-        "open-loop", "open-loop", "echo", {"connections": 1, "rate_per_s": 1000.0}, Definition.DELIVERY, MS
-    ),
-    PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, Definition.REQUEST, 5 * MS),
-    PauseTrial(
-        "closed-loop kv",
-        "closed-loop",
-        "kv",
-        {"program": "kv", "connections": 8, **_EVERY_MS},
-        Definition.REQUEST,
-        _GRID_NS,
-    ),
-    PauseTrial(
-        "ledger", "ledger", "kv", {"program": "kv", "connections": 4, **_EVERY_MS}, Definition.REQUEST, _GRID_NS
-    ),
-    PauseTrial(
-        "closed-loop http",
-        "closed-loop",
-        "http",
-        {"program": "http", "connections": 8, **_EVERY_MS},
-        Definition.REQUEST,
-        _GRID_NS,
-    ),
-    PauseTrial(
-        "ramp",
-        "ramp",
-        "ramp",
-        {"connections": 1, "rate_bytes_per_s": 1 << 30},
-        Definition.REQUEST,
-        MS,
-    ),
+    PauseTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("closed-loop kv", "closed-loop", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("closed-loop http", "closed-loop", "http", {"program": "http", **_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("open-loop", "open-loop", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
+    PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
+    PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("ramp", "ramp", "ramp", {"rate_bytes_per_s": 1 << 28}, REQUEST, _BRIDGED_NS),
 )
 
 _BYTES = {"bytes_lost": "lost", "bytes_duplicated": "doubled", "bytes_corrupted": "altered"}
+_WRITES = {"writes_lost": "forgotten", "writes_phantom": "garbled"}
+_LEDGER = {"program": "kv", "connections": 1, "interval_us": 1000, "keys": 2000}
+"""So many keys that none is written twice: a forgotten write that another has covered is no loss."""
 _FAULTY = "testbed.guest.programs.faulty:"
 
 COUNTS = (
-    CountTrial("closed-loop", "closed-loop", f"{_FAULTY}FaultyEcho", {"connections": 4, **_EVERY_MS}, _BYTES),
+    CountTrial("closed-loop", "closed-loop", f"{_FAULTY}FaultyEcho", {**_FOUR}, _BYTES),
     CountTrial("open-loop", "open-loop", f"{_FAULTY}FaultyEcho", {"rate_per_s": 1000.0}, _BYTES),
     CountTrial("churn", "churn", f"{_FAULTY}FaultyEcho", {"rate_per_s": 300.0}, _BYTES),
     CountTrial("ramp", "ramp", f"{_FAULTY}FaultyRamp", {"connections": 2}, _BYTES),
-    CountTrial(
-        "ledger",
-        "ledger",
-        f"{_FAULTY}FaultyStore",
-        {"program": "kv", "connections": 1, "keys": 2000, **_EVERY_MS},
-        {"writes_lost": "forgotten", "writes_phantom": "garbled"},
-    ),
+    CountTrial("ledger", "ledger", f"{_FAULTY}FaultyStore", _LEDGER, _WRITES),
 )
 
 

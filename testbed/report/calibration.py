@@ -74,7 +74,8 @@ def verdict(calibration: Calibration) -> str:
     gap = calibration.gap_error_ms
     limit = format_ms(calibration.promised_gap_error_ms)
     wide = [one.name for one in calibration.pauses if not one.holds]
-    wrong = [f"{one.name} ({one.what})" for one in (*calibration.counts, *calibration.conditions) if not one.holds]
+    tried: list[Count | Condition] = [*calibration.counts, *calibration.conditions]
+    wrong = [f"{one.name} ({one.what})" for one in tried if not one.holds]
     told = []
     if gap is not None:
         told.append(f"the gap's error is {_signed(gap.median)} ms at the median, {gap.p95:.2f} ms at p95")
@@ -104,11 +105,15 @@ def _pauses(pauses: list[Pauses], of_all: Callable[[Pauses], Errors | None], *, 
             length = by_length.get(asked_ms)
             errors = None if length is None else length.error if by_definition else length.of_pause
             cells.append("-" if errors is None else _signed(errors.median))
-        total = of_all(one)
-        summary = ("-", "-", "-") if total is None else (_signed(total.median), _plain(total.p95), _plain(total.largest))
-        style = "red" if by_definition and not one.holds else ""
-        table.add_row(one.name, *cells, Text(summary[0], style=f"bold {style}"), *summary[1:])
+        style = "bold red" if by_definition and not one.holds else "bold"
+        table.add_row(one.name, *cells, *_summary(of_all(one), style))
     return table
+
+
+def _summary(total: Errors | None, style: str) -> list[Text]:
+    if total is None:
+        return [Text("-")] * 3
+    return [Text(_signed(total.median), style=style), Text(f"{total.p95:.2f}"), Text(f"{total.largest:.2f}")]
 
 
 def _counts(counts: list[Count]) -> Table:
@@ -140,10 +145,6 @@ def _table(*headings: str) -> Table:
 
 def _signed(value_ms: float) -> str:
     return f"{value_ms:+.2f}"
-
-
-def _plain(value_ms: float) -> str:
-    return f"{value_ms:.2f}"
 
 
 def _indented(what: Table) -> Padding:

@@ -3,8 +3,8 @@
 What a probe says of them can be held against their own count, :meth:`stats`. For calibrations; a guest that
 runs one of these is of no other use.
 
-A stream is spoiled in its midst: MIDST bytes before and after the place are right, because a reader needs
-some bytes to tell by how much a stream has jumped (testbed.measure.pattern.WINDOW).
+A stream is spoiled in its midst, with MIDST right bytes before and after: a reader needs some of them to tell
+by how much a stream has jumped (testbed.measure.pattern.WINDOW).
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ LOST, DOUBLED, ALTERED = 5, 7, 3
 """Bytes, each time."""
 EVERY = 20
 """One handler's answer of so many is spoiled, in turn by a loss, a doubling and an alteration."""
-EVERY_PIECE = 500
-"""The same of a ramp, whose pieces are many."""
 EVERY_WRITE = 10
 
 TURNS, LOSS, DOUBLING, ALTERATION = range(4)
@@ -82,7 +80,7 @@ class FaultyRamp(Ramp):
 
     def attach(self) -> None:
         super().attach()
-        self._spoiler = Spoiler(self.memory.words("faulty", 4), EVERY_PIECE)
+        self._spoiler = Spoiler(self.memory.words("faulty", 4), EVERY)
 
     def writable(self, connection: Connection) -> None:
         fault = self._spoiler.due()
