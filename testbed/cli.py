@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from testbed.commands import asked
+from testbed.commands.calibrate import calibrate
 from testbed.commands.compare import compare
 from testbed.commands.ending import (
     CANNOT,
@@ -168,6 +169,7 @@ def migrate(
 app.command()(compare)
 app.command()(faults)
 app.command()(report)
+app.command()(calibrate)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The numbers of testbed.kernel.netlink and packet against the headers that are installed."""
+"""The numbers of testbed.kernel.netlink and netns.packet against the headers that are installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from testbed.kernel import netlink, packet
+from netns import packet
+from testbed.kernel import netlink
 from tests.conftest import require
 
 HEADERS = (

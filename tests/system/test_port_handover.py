@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 import pytest
 from pyroute2 import IPRoute
 
+from netns import packet
 from netns.namespace import Namespace
 from netns.observe import ForwardingWatch
 from testbed.handover.announcement import Kind, build
@@ -19,7 +20,7 @@ from testbed.handover.hold import SYN_SLOTS, SynHold
 from testbed.handover.neighbours import Neighbour, NeighbourTable, decode, encode
 from testbed.handover.observers import NEIGHBOUR_ADVERTISEMENT, AnnouncementObserver
 from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_PORT, GuestNic, GuestWiring
-from testbed.kernel import netlink, packet
+from testbed.kernel import netlink
 from testbed.kernel.netlink import RouteSocket
 from tests.system import handover_stage as stage
 

@@ -38,6 +38,9 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/conditions.py",
+    "netns/link_figures.py",
+    "netns/passage.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
@@ -58,8 +61,17 @@ PURE = (
     "testbed/migration/wire.py",
     "testbed/experiment/checks.py",
     "testbed/experiment/comparison.py",
+    "testbed/scenario/fitting.py",
+    "testbed/scenario/from_options.py",
+    "testbed/scenario/model.py",
+    "testbed/scenario/omissions.py",
     "testbed/scenario/options.py",
+    "testbed/scenario/parts.py",
+    "testbed/scenario/probing.py",
+    "testbed/scenario/quantities.py",
+    "testbed/scenario/steps.py",
     "testbed/experiment/outcome.py",
+    "testbed/experiment/tables.py",
     "testbed/lab/plan.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
