@@ -26,11 +26,6 @@ class Table:
     figures: bool = True
 
 
-def dicts(value: Any) -> list[dict[str, Any]]:
-    """The dictionaries of a list; none where it is no list."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def rounds(move: story.Move) -> Table:
     rows = []
     for one in story.rounds(move):
@@ -76,7 +71,7 @@ MORE_OF_CLIENTS = {
 def clients(result: Told | None) -> Table | None:
     """A row for each client and kind of probe."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in words.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     if not groups:
         return None
@@ -118,10 +113,10 @@ def network(result: Told | None) -> list[Table]:
     found = result or {}
     made = [
         _counts(found),
-        _beliefs(dicts(found.get("migrations"))),
-        _links(dicts(found.get("links"))),
-        _programs(dicts(found.get("programs"))),
-        _captures(dicts(found.get("captures"))),
+        _beliefs(words.dicts(found.get("migrations"))),
+        _links(words.dicts(found.get("links"))),
+        _programs(words.dicts(found.get("programs"))),
+        _captures(words.dicts(found.get("captures"))),
     ]
     return [one for one in made if one is not None]
 
@@ -153,7 +148,7 @@ def _beliefs(migrations: Sequence[Told]) -> Table | None:
     several = len(migrations) > 1
     rows = []
     for number, one in enumerate(migrations, 1):
-        for change in dicts(one.get("tables")):
+        for change in words.dicts(one.get("tables")):
             at_ms = change.get("at_ms")
             when = "-" if at_ms is None else f"{'+' if at_ms >= 0 else '−'}{format_ms(abs(float(at_ms)))}"
             before, now = (str(change.get(key) or "no entry") for key in ("was", "now"))

@@ -9,6 +9,12 @@ from testbed.scenario.units import format_ms, format_rate, format_size
 
 Told = Mapping[str, Any]
 
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The dictionaries of a list; none where it is no list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 CHECKS = {
     "migrated": ("The guest moved.", "The guest did not move as asked."),
     "verified": (
