@@ -70,7 +70,8 @@ class Browser:
             sys.executable, "-c", _AS_THREE_AND_FOUR, str(theirs_in), str(theirs_out), path, "--headless=new",
             "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run",
             "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-            "--disable-background-networking", "--force-color-profile=srgb", *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
+            "--disable-background-networking",
+            "--force-color-profile=srgb", *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
         environment = os.environ | {"HOME": self._home.name}
         self._process = subprocess.Popen(
