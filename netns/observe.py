@@ -12,10 +12,11 @@ import select
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from netns.namespace import Namespace
 
@@ -55,6 +56,7 @@ _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
 _STATS = struct.Struct("=8Q")  # struct rtnl_link_stats64, its beginning
 _MOST_BYTES = 1 << 18
+_NEWS_BUFFER_BYTES = 1 << 20
 
 
 class ObserveError(Exception):
@@ -96,6 +98,15 @@ class ForwardingChange:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourChange:
+    """An entry that was made or changed (`gone` False), or went away, and when that was read."""
+
+    at_ns: int
+    entry: Neighbour
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """What an interface has counted since it was made."""
 
@@ -117,14 +128,9 @@ def neighbours(namespace: Namespace) -> list[Neighbour]:
     with _Route(namespace) as route:
         names = route.names()
         for kind, body in route.dump(_RTM_GETNEIGH, _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            family, index, state, _, _ = _NDMSG.unpack_from(body)
-            is_ip = family in (socket.AF_INET, socket.AF_INET6)
-            if kind != _RTM_NEWNEIGH or not is_ip or state == _NUD_NOARP:
-                continue
-            attributes = dict(_attributes(body, _NDMSG.size))
-            address = str(ipaddress.ip_address(attributes[_NDA_DST]))
-            mac = attributes[_NDA_LLADDR].hex(":") if _NDA_LLADDR in attributes else None
-            found.append(Neighbour(address, mac, names[index], _NUD_NAMES.get(state, hex(state))))
+            entry = _neighbour(body, names) if kind == _RTM_NEWNEIGH else None
+            if entry is not None:
+                found.append(entry)
     return found
 
 
@@ -156,36 +162,61 @@ def carries(namespace: Namespace, ifname: str) -> bool:
     raise ObserveError(f"{namespace.name}: there is no interface {ifname}")
 
 
-class ForwardingWatch:
-    """What changes in a bridge's forwarding table, from the moment of construction on. A context manager.
+Change = TypeVar("Change")
 
-    `fileno()` becomes readable when there is news: for a selector of one's own. The kernel reports an entry
-    when it is made and when it moves to another port, not each time it is used.
+
+class Watch(ABC, Generic[Change]):
+    """What changes in a table of neighbour entries, from the moment of construction on. A context manager.
+
+    `fileno()` becomes readable when there is news: for a selector of one's own.
     """
 
-    def __init__(self, namespace: Namespace, bridge: str) -> None:
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._failure: ObserveError | None = None
         self._route = _Route(namespace)
         try:
             self._names = self._route.names()
-            self._master = _index_of(bridge, self._names, namespace)
+            self._prepare()
             self._route.subscribe(_RTNLGRP_NEIGH)
         except BaseException:
             self._route.close()
             raise
 
+    def _prepare(self) -> None:
+        """Look up what :meth:`_change` needs, before the news begin."""
+
+    @abstractmethod
+    def _change(self, at_ns: int, kind: int, body: bytes) -> Change | None:
+        """What a neighbour message says of this table; None if it is of another."""
+
     def fileno(self) -> int:
         return self._route.fileno()
 
-    def read(self, timeout_s: float = 0.0) -> list[ForwardingChange]:
-        """The news so far; waits up to `timeout_s` seconds for the first. ObserveError if news were lost."""
-        changes: list[ForwardingChange] = []
+    def read(self, timeout_s: float = 0.0) -> list[Change]:
+        """The news so far; waits up to `timeout_s` seconds for the first.
+
+        ObserveError if news were lost between what was read before and what is read next. Read on at once
+        then, until there is nothing: before that the kernel goes on losing them.
+        """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        changes: list[Change] = []
         while select.select([self._route], [], [], 0.0 if changes else timeout_s)[0]:
             at_ns = time.monotonic_ns()
-            for kind, body in self._route.receive():
+            try:
+                messages = self._route.receive()
+            except ObserveError as error:
+                if not changes:
+                    raise
+                self._failure = error
+                return changes
+            for kind, body in messages:
                 if kind in (_RTM_NEWNEIGH, _RTM_DELNEIGH):
-                    entry = self._entry(body)
-                    if entry is not None:
-                        changes.append(ForwardingChange(at_ns, entry, kind == _RTM_DELNEIGH))
+                    change = self._change(at_ns, kind, body)
+                    if change is not None:
+                        changes.append(change)
             if not changes:
                 return changes  # other news, of another table: the caller's timeout is not waited out twice
         return changes
@@ -201,12 +232,39 @@ class ForwardingWatch:
     ) -> None:
         self.close()
 
-    def _entry(self, body: bytes) -> ForwardingEntry | None:
+
+class ForwardingWatch(Watch[ForwardingChange]):
+    """The forwarding table of a bridge. The kernel reports an entry when it is made and when it moves to
+    another port, not each time it is used.
+    """
+
+    def __init__(self, namespace: Namespace, bridge: str) -> None:
+        self._bridge = bridge
+        super().__init__(namespace)
+
+    def _prepare(self) -> None:
+        self._master = _index_of(self._bridge, self._names, self._namespace)
+
+    def _change(self, at_ns: int, kind: int, body: bytes) -> ForwardingChange | None:
         entry = _entry(body, self._master, self._names)
         if entry is not None and entry.port.startswith("#"):
             self._names = self._route.fresh_names()  # a port that was made after the last look
             entry = _entry(body, self._master, self._names)
-        return entry
+        return None if entry is None else ForwardingChange(at_ns, entry, kind == _RTM_DELNEIGH)
+
+
+class NeighbourWatch(Watch[NeighbourChange]):
+    """The IPv4 and IPv6 neighbour tables of a namespace. The kernel reports an entry when it is made, when
+    its MAC address changes, and most changes of its state (not reachable to delay, which is its own plan to
+    ask again).
+    """
+
+    def _change(self, at_ns: int, kind: int, body: bytes) -> NeighbourChange | None:
+        entry = _neighbour(body, self._names)
+        if entry is not None and entry.ifname.startswith("#"):
+            self._names = self._route.fresh_names()
+            entry = _neighbour(body, self._names)
+        return None if entry is None else NeighbourChange(at_ns, entry, kind == _RTM_DELNEIGH)
 
 
 class _Route:
@@ -220,7 +278,7 @@ class _Route:
         return self._socket.fileno()
 
     def subscribe(self, group: int) -> None:
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEWS_BUFFER_BYTES)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
 
     def dump(self, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
@@ -287,6 +345,17 @@ def _entry(body: bytes, master: int, names: dict[int, str]) -> ForwardingEntry |
         return None
     kind = "local" if state & _NUD_PERMANENT else "static" if state & _NUD_NOARP else "learned"
     return ForwardingEntry(attributes[_NDA_LLADDR].hex(":"), names.get(index, f"#{index}"), kind)
+
+
+def _neighbour(body: bytes, names: dict[int, str]) -> Neighbour | None:
+    """The neighbour in a neighbour message; None if it is none of IP, or one of the kernel's own."""
+    family, index, state, _, _ = _NDMSG.unpack_from(body)
+    if family not in (socket.AF_INET, socket.AF_INET6) or state == _NUD_NOARP:
+        return None
+    attributes = dict(_attributes(body, _NDMSG.size))
+    address = str(ipaddress.ip_address(attributes[_NDA_DST]))
+    mac = attributes[_NDA_LLADDR].hex(":") if _NDA_LLADDR in attributes else None
+    return Neighbour(address, mac, names.get(index, f"#{index}"), _NUD_NAMES.get(state, hex(state)))
 
 
 def _index_of(ifname: str, names: dict[int, str], namespace: Namespace) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from testbed.experiment import tables
 from testbed.measure import result as model
 from testbed.migration.phases import Phase
 
@@ -100,6 +101,7 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
         network=_network(told, relearned),
         gap_ms=gap_ms,
         phases_ms=_phases(told),
+        tables=[] if paused_ns is None else tables.changes(told.events, paused_ns),
     )
 
 

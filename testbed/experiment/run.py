@@ -12,13 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from testbed.experiment import outcome
+from testbed.experiment import outcome, tables
 from testbed.experiment.checks import judge
+from testbed.experiment.machine import instrument
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
+from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
-from testbed.measure.result import Guest, Migration, Outcome, Result
+from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Result
 from testbed.scenario.options import Options
 
 AFTERMATH_S = 1.0
@@ -93,15 +95,16 @@ def run(
         used_after = lab.usage()
         witness.say("clients finish what they asked")
         summaries = lab.stop_clients(log.windows)
+        lab.programs.finish()
         stats = _guest_stats(lab)
         lab.watch(0.01, witness.event)
-        events = lab.recorder.events
+        events, programs = lab.recorder.events, lab.programs.runs()
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
         surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
         surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in log.told)
         surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
-    result = _result(options, name, started_at, log, summaries, stats, surroundings)
+    result = _result(options, name, started_at, log, summaries, stats, surroundings, programs)
     (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
     return result
 
@@ -129,7 +132,6 @@ def _migrate(
 ) -> None:
     on_event = witness.event
     events_before = len(lab.recorder.events)
-    sightings_before, relearned_before = len(lab.sightings), len(lab.relearned)
     source, target = lab.owner, lab.other(lab.owner)
     ordered_ns = time.monotonic_ns()
     if fault is not None:
@@ -147,7 +149,7 @@ def _migrate(
     if stats is not None:
         # The host that has the guest now has announced, and given it stragglers, since it answered.
         (target_answer if lab.owner == target else source_answer)["counts"] = stats["counts"]
-    learned = [one.at_ns for one in lab.relearned[relearned_before:] if one.entry.port == target]
+    events = lab.recorder.events[events_before:]
     log.windows.append((ordered_ns, ended_ns))
     log.told.append(
         outcome.Told(
@@ -157,9 +159,9 @@ def _migrate(
             ended_ns=ended_ns,
             source_answer=source_answer,
             target_answer=target_answer,
-            events=lab.recorder.events[events_before:],
-            sightings=len(lab.sightings) - sightings_before,
-            relearned_ns=learned[0] if learned else None,
+            events=events,
+            sightings=tables.seen_by_all(events, list(lab.clients)),
+            relearned_ns=tables.relearned_ns(events, planned.SWITCH, target),
             owner=lab.owner if stats is not None else None,
             fault=None if fault is None else str(fault),
         )
@@ -188,6 +190,7 @@ def _result(
     summaries: dict[str, dict[str, Any]],
     stats: dict[str, Any] | None,
     surroundings: dict[str, Any],
+    programs: Sequence[ProgramRun],
 ) -> Result:
     migrations = [
         outcome.migration(told, options.ram_bytes, outcome.gap_during(summaries, number))
@@ -219,8 +222,10 @@ def _result(
         ),
         checks=judge(migrations, clients, faults, hold=options.hold),
         migrations=migrations,
+        programs=list(programs),
         options=options.as_dict(),
         environment=surroundings,
+        instrument=instrument(),
     )
 
 

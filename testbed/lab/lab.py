@@ -18,17 +18,17 @@ import psutil
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
 from netns.namespace import Namespace
-from netns.observe import ForwardingChange, ForwardingWatch
 from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
 from testbed.faults.kinds import Fault
-from testbed.handover.observers import AnnouncementObserver, Sighting
 from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.host.keeper import Stage
 from testbed.host.network import guest_namespace
 from testbed.lab import plan as planned
+from testbed.lab.observer import start_observer
+from testbed.lab.programs import Programs
 from testbed.lab.storage import PlainServer, Storage, access
 from testbed.lab.supervisor import Supervisor
 from testbed.measure.trace import Recorder
@@ -47,6 +47,7 @@ PRELOAD = (
     "testbed.clients.main",
     "testbed.guest.machine",
     "testbed.host.agent",
+    "testbed.lab.observer",
     "testbed.storage.service",
     "testbed.storage.target",
 )
@@ -88,8 +89,6 @@ class Lab:
         self._peer_deadline_s = peer_deadline_s
         self.agents: dict[str, Supervisor] = {}
         self.clients: dict[str, ClientControl] = {}
-        self.sightings: list[Sighting] = []
-        self.relearned: list[ForwardingChange] = []
         self.owner = planned.HOSTS[0]
         self._processes: list[Process] = []
         with ExitStack() as stack:
@@ -104,8 +103,10 @@ class Lab:
             if options.has_storage:
                 self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
+            observer = self._observe(stack)
             self._start_agents(stack)
-            self._observe(stack)
+            observer.wait_ready(READY_DEADLINE_S)
+            self.programs = stack.enter_context(Programs(folder))
             self._stack = stack.pop_all()
 
     def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
@@ -145,15 +146,17 @@ class Lab:
         self._processes.append(stack.enter_context(process))
         return process
 
-    def _observe(self, stack: ExitStack) -> None:
-        switch = self.topology.namespace(planned.SWITCH)
-        identity = planned.guest(self.options).identity
-        first_client = self.topology.namespace(planned.client_names(self.options)[0])
-        self._announcements = AnnouncementObserver(first_client, "eth0", identity)
-        stack.callback(self._announcements.close)
-        self._relearning = ForwardingWatch(switch, planned.BRIDGE)
-        self._guest_macs = {mac.hex(":") for mac in identity.macs}
-        stack.callback(self._relearning.close)
+    def _observe(self, stack: ExitStack) -> Process:
+        """Begin to watch what clients, switch and hosts believe of the guest."""
+        observer = start_observer(
+            clients=planned.client_names(self.options),
+            bridges=(planned.SWITCH, *planned.HOSTS),
+            guests={planned.GUEST: planned.guest(self.options).identity},
+            recorder=RECORDER,
+            log=self.folder / "observer.log",
+        )
+        self._processes.append(stack.enter_context(observer))
+        return observer
 
     def boot(self, import_path: Sequence[str]) -> dict[str, Any]:
         """Start the guest on the first host. Raises CommandFailed with the guest's own word."""
@@ -315,24 +318,23 @@ class Lab:
         *,
         also: Sequence[int] = (),
     ) -> None:
-        """Wait until one of `lines` has something, taking in events and what the switch and the clients
-        learn."""
+        """Wait until one of `lines` has something, taking in events and the ends of programs."""
         if any(line.pending for line in lines):
             timeout_s = 0
+        if (patience_s := self.programs.patience_s()) is not None:
+            timeout_s = min(timeout_s, patience_s)
         agents = self.agents.values()
-        sources: list[Any] = [self.recorder, self._announcements, self._relearning, *agents, *lines, *also]
+        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
                 agent.take()
-        if self._relearning in found:
-            changes = self._relearning.read()
-            self.relearned += [one for one in changes if one.entry.mac in self._guest_macs and not one.gone]
-        if self._announcements in found:
-            self.sightings += self._announcements.take()
+        events = self.programs.take()
+        self.recorder.events += events
         if self.recorder in found:
-            for event in self.recorder.receive():
-                on_event(event)
+            events += self.recorder.receive()
+        for event in events:
+            on_event(event)
 
     def other(self, host: str) -> str:
         return planned.HOSTS[1 - planned.HOSTS.index(host)]

@@ -24,7 +24,8 @@ PORTS = {"echo": 7000, "ramp": 7001, "kv": 6379, "kv-durable": 6379, "http": 80}
 STORAGE = "storage"
 STORAGE_LINK = "stor0"
 STORAGE_ADDRESS = {"host-a": "10.5.0.1", "host-b": "10.5.0.2", STORAGE: "10.5.0.10"}
-GUEST_DISK = "vm1"
+GUEST = "vm1"
+GUEST_DISK = GUEST
 SLOWEST_STORAGE_BITS_PER_S = 500_000_000
 """Of a link that is not limited: what this machine gives when it is busy."""
 

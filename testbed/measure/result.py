@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 
 Outcome = Literal["completed", "rolled-back", "failed"]
@@ -66,6 +66,20 @@ class Network(_Model):
     switch_relearned_ms: float | None
 
 
+class TableChange(_Model):
+    """What a node believed anew during a migration. In a `neighbour` table (a client's) `key` is the guest's
+    IP address and `now` the MAC address at which it is believed to be; in a `forwarding` table (a bridge's)
+    `key` is the guest's MAC address and `now` the port behind which. None: no entry. `at_ms` counts from the
+    pause."""
+
+    node: str
+    table: Literal["neighbour", "forwarding"]
+    key: str
+    was: str | None
+    now: str | None
+    at_ms: float
+
+
 class Migration(_Model):
     """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
     stopped. `reason` says what kept it from completing, or its source from being deleted as a whole. `owner`
@@ -89,6 +103,7 @@ class Migration(_Model):
     network: Network
     gap_ms: Gap
     phases_ms: dict[str, float]
+    tables: list[TableChange] = []
 
 
 class Connection(_Model):
@@ -132,6 +147,25 @@ class Clients(_Model):
     each: list[Connection]
 
 
+class ProgramRun(_Model):
+    """An ordinary program that ran in a node. It has an `exit_status`, or the `signal` that ended it, or,
+    while it runs, neither. `ended_by`: the program itself, its deadline, or the end of the lab. `begun_ns` is
+    on the events' clock; the tails are the last 4096 bytes of what the files in the run's folder hold."""
+
+    name: str
+    node: str
+    command: list[str]
+    exit_status: int | None
+    signal: str | None
+    ended_by: Literal["itself", "deadline", "lab"] | None
+    begun_ns: int
+    duration_ms: float | None
+    output_file: str
+    error_file: str
+    output_tail: str
+    error_tail: str
+
+
 class Check(_Model):
     """One thing that had to hold, and a sentence that says how it came out."""
 
@@ -147,6 +181,22 @@ class Guest(_Model):
     dirty_rate_pages_per_s: float | None
     program_stats: dict[str, Any]
     """What the program says of itself (testbed.guest.program.Program.stats)."""
+
+
+class Instrument(_Model):
+    """The instrument's own error, from the last calibration of this machine and this version
+    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
+    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
+    it was within what is promised."""
+
+    calibrated_at: str
+    host: str
+    processor: str
+    kernel: str
+    version: str
+    gap_error_ms: float
+    gap_error_p95_ms: float
+    holds: bool
 
 
 class Result(_Model):
@@ -166,8 +216,11 @@ class Result(_Model):
     guest: Guest
     checks: list[Check]
     migrations: list[Migration]
+    programs: list[ProgramRun] = []
     options: dict[str, Any]
     environment: dict[str, Any]
+    instrument: Instrument | None = None
+    """None where it was never calibrated as it is now."""
 
 
 def schema() -> dict[str, Any]:
