@@ -72,6 +72,8 @@ PURE = (
     "testbed/scenario/steps.py",
     "testbed/experiment/outcome.py",
     "testbed/experiment/tables.py",
+    "testbed/experiment/link_figures.py",
+    "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
