@@ -177,8 +177,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
-            "is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all if "
+            "none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -188,7 +188,8 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.experiment.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import Figure, Setting
+    from testbed.report.bench import BENCHES
 
     chosen = names or list(BENCHES)
     with wrong_request():
