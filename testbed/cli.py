@@ -35,6 +35,7 @@ from testbed.commands.ending import (
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT, Pcap
 from testbed.scenario.words import options_from
 
 app = typer.Typer(
@@ -49,10 +50,18 @@ _DEFAULT = Options()
 
 
 @app.command()
-def demo(quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER) -> None:
+def demo(
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    quiet: asked.Quiet = False,
+    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
+) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet))
+    with wrong_request():
+        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), _DEFAULT)
+    finish(_run(_DEFAULT, "demo", runs, captured, as_json=False, quiet=quiet))
 
 
 @app.command()
@@ -114,6 +123,9 @@ def migrate(
         typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
     ] = None,
     seed: asked.Seed = _DEFAULT.seed,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     name: asked.Name = "migrate",
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
@@ -158,7 +170,8 @@ def migrate(
             }
         )
         asked.check_name(name)
-    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
+        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), options)
+    finish(_run(options, name, runs, captured, as_json=json_, quiet=quiet or json_))
 
 
 app.command()(compare)
@@ -254,7 +267,7 @@ def main() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(asked.completed(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except _UsageError as error:
@@ -291,18 +304,27 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool) -> int:
+def _run(
+    options: Options, name: str, runs: Path, pcap: Pcap | None, *, as_json: bool, quiet: bool
+) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+        return _show_run(options, name, folder, import_path, pcap, as_json=as_json, quiet=quiet)
 
     return inside_universe(runs, name, inside)
 
 
 def _show_run(
-    options: Options, name: str, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool
+    options: Options,
+    name: str,
+    folder: Path,
+    import_path: list[str],
+    pcap: Pcap | None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     from rich.console import Console
 
@@ -310,7 +332,7 @@ def _show_run(
     from testbed.report.terminal import Progress, show_summary
 
     console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path)
+    result = run(options, name, folder, Progress(console, quiet), import_path, pcap)
     if as_json:
         print((folder / "result.json").read_text(), end="")
     else:
