@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from testbed.commands import asked
+from testbed.commands.calibrate import calibrate
 from testbed.commands.compare import compare
 from testbed.commands.ending import (
     CANNOT,
@@ -34,6 +35,7 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.report import NoReport, leave_report, report
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
 
@@ -49,10 +51,12 @@ _DEFAULT = Options()
 
 
 @app.command()
-def demo(quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER) -> None:
+def demo(
+    no_report: NoReport = False, quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER
+) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet))
+    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet, with_report=not no_report))
 
 
 @app.command()
@@ -118,6 +122,7 @@ def migrate(
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
+    no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -158,11 +163,13 @@ def migrate(
             }
         )
         asked.check_name(name)
-    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
+    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_, with_report=not no_report))
 
 
 app.command()(compare)
 app.command()(faults)
+app.command()(report)
+app.command()(calibrate)
 
 
 @app.command()
@@ -291,18 +298,29 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool) -> int:
+def _run(
+    options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool, with_report: bool
+) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+        return _show_run(
+            options, name, folder, import_path, as_json=as_json, quiet=quiet, with_report=with_report
+        )
 
     return inside_universe(runs, name, inside)
 
 
 def _show_run(
-    options: Options, name: str, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool
+    options: Options,
+    name: str,
+    folder: Path,
+    import_path: list[str],
+    *,
+    as_json: bool,
+    quiet: bool,
+    with_report: bool,
 ) -> int:
     from rich.console import Console
 
@@ -315,4 +333,7 @@ def _show_run(
         print((folder / "result.json").read_text(), end="")
     else:
         show_summary(console, result, str(folder))
+    page = leave_report(folder) if with_report else None
+    if page is not None and not as_json:
+        console.print(f"  {page}", style="dim")
     return status_of(result)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from testbed.experiment import outcome, tables
 from testbed.experiment.checks import judge
+from testbed.experiment.machine import instrument
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
@@ -224,6 +225,7 @@ def _result(
         programs=list(programs),
         options=options.as_dict(),
         environment=surroundings,
+        instrument=instrument(),
     )
 
 

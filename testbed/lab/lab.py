@@ -24,8 +24,9 @@ from testbed.handover.wiring import wire_hold
 from testbed.host.control import CommandFailed, Line
 from testbed.lab import plan as planned
 from testbed.lab.guests import LabGuest, all_agents
+from testbed.lab.links import LabLinks
 from testbed.lab.migrations import Flight, Move, Moved, orders
-from testbed.lab.observation import Observation
+from testbed.lab.observer import start_observer
 from testbed.lab.programs import Programs
 from testbed.lab.storage import PlainServer, Storage
 from testbed.measure.trace import Recorder
@@ -43,6 +44,7 @@ PRELOAD = (
     "testbed.clients.main",
     "testbed.guest.machine",
     "testbed.host.agent",
+    "testbed.lab.observer",
     "testbed.storage.service",
     "testbed.storage.target",
 )
@@ -86,7 +88,6 @@ class Lab:
         self.folder = folder
         self.vms: dict[str, LabGuest] = {}
         self.clients: dict[str, ClientControl] = {}
-        self.links = planned.links(scenario)
         self._processes: list[Process] = []
         with ExitStack() as stack:
             self.recorder = Recorder(RECORDER)
@@ -97,8 +98,11 @@ class Lab:
             if scenario.has_storage:
                 self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
+            observer = self._observe(stack)
             self._start_agents(stack, peer_deadline_s)
-            self._observe(stack)
+            observer.wait_ready(READY_DEADLINE_S)
+            self.programs = stack.enter_context(Programs(folder))
+            self.links = stack.enter_context(LabLinks(scenario, self.topology))
             self._stack = stack.pop_all()
 
     def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
@@ -120,18 +124,17 @@ class Lab:
         for guest in self.vms.values():
             guest.wait_ready(READY_DEADLINE_S)
 
-    def _observe(self, stack: ExitStack) -> None:
-        """Watch what clients, switch and hosts believe of the guests; be ready for ordinary programs."""
-        clients = [client.name for client in self.scenario.clients]
-        bridges = (planned.SWITCH, *self.scenario.hosts)
-        self._observation = stack.enter_context(
-            Observation(
-                clients={name: self.topology.namespace(name) for name in clients},
-                bridges={name: self.topology.namespace(name) for name in bridges},
-                guests={name: guest.description.identity for name, guest in self.vms.items()},
-            )
+    def _observe(self, stack: ExitStack) -> Process:
+        """Begin to watch what clients, switch and hosts believe of the guests."""
+        observer = start_observer(
+            clients=[client.name for client in self.scenario.clients],
+            bridges=(planned.SWITCH, *self.scenario.hosts),
+            guests={vm.name: planned.guest(self.scenario, vm).identity for vm in self.scenario.vms},
+            recorder=RECORDER,
+            log=self.folder / "observer.log",
         )
-        self.programs = stack.enter_context(Programs(self.folder))
+        self._processes.append(stack.enter_context(observer))
+        return observer
 
     @property
     def vm(self) -> LabGuest:
@@ -280,19 +283,18 @@ class Lab:
         *,
         also: Sequence[int] = (),
     ) -> None:
-        """Wait until one of `lines` has something, taking in events, what the network learns, and the ends of
-        programs."""
+        """Wait until one of `lines` has something, taking in events and the ends of programs."""
         if any(line.pending for line in lines):
             timeout_s = 0
         if (patience_s := self.programs.patience_s()) is not None:
             timeout_s = min(timeout_s, patience_s)
         agents = all_agents(self.vms)
-        sources: list[Any] = [self.recorder, self._observation, self.programs, *agents, *lines, *also]
+        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
                 agent.take()
-        events = [*self._observation.take(), *self.programs.take()]
+        events = self.programs.take()
         self.recorder.events += events
         if self.recorder in found:
             events += self.recorder.receive()

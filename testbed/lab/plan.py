@@ -9,8 +9,8 @@ from typing import Any
 from netns.topology import Bridge, End, Link, Node, Spec
 from testbed.clients.spec import ChurnSpec, ProbeSpec, parse
 from testbed.host.description import GuestDescription
-from testbed.scenario.model import Scenario, client_addresses
-from testbed.scenario.parts import Client, Vm
+from testbed.scenario.model import Scenario
+from testbed.scenario.parts import Client, Vm, client_addresses
 
 SWITCH = "switch"
 BRIDGE = "br0"
@@ -35,6 +35,8 @@ class Ends:
 
     node: tuple[str, str]
     far: tuple[str, str]
+    rate_mbit: float | None = None
+    """What it was made with."""
 
 
 def host_number(scenario: Scenario, host: str) -> int:
@@ -68,7 +70,7 @@ def network(scenario: Scenario) -> Spec:
 def links(scenario: Scenario) -> dict[str, Ends]:
     """The links that conditions can be set on, by name (:attr:`Scenario.link_names`)."""
     return {
-        name: Ends((link.a.node, link.a.ifname), (link.b.node, link.b.ifname))
+        name: Ends((link.a.node, link.a.ifname), (link.b.node, link.b.ifname), link.rate_mbit)
         for name, link in _links(scenario)
     }
 

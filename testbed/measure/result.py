@@ -183,6 +183,22 @@ class Guest(_Model):
     """What the program says of itself (testbed.guest.program.Program.stats)."""
 
 
+class Instrument(_Model):
+    """The instrument's own error, from the last calibration of this machine and this version
+    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
+    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
+    it was within what is promised."""
+
+    calibrated_at: str
+    host: str
+    processor: str
+    kernel: str
+    version: str
+    gap_error_ms: float
+    gap_error_p95_ms: float
+    holds: bool
+
+
 class Result(_Model):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -203,6 +219,8 @@ class Result(_Model):
     programs: list[ProgramRun] = []
     options: dict[str, Any]
     environment: dict[str, Any]
+    instrument: Instrument | None = None
+    """None where it was never calibrated as it is now."""
 
 
 def schema() -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Where in RAM the pages of a set lie, small enough for an event: RAM reduced to at most 4096 cells, each with
-the share of its pages that are in the set.
+"""Where in RAM the pages of a set lie, small enough for an event: RAM reduced to at most 4096 cells, each
+with the share of its pages that are in the set.
 
 Made for pictures. A set of one page among a million still shows: its cell is not 0. Pure.
 """
@@ -28,8 +28,8 @@ def cell_pages(ram_pages: int) -> int:
 
 
 def shares(pages: PageSet, ram_pages: int) -> Cells:
-    """One value a cell: 0 where it has none of `pages`, 255 where it has all, in between in proportion, but at
-    least 1 where there is one and at most 254 where one is missing. ValueError for a page outside of RAM.
+    """One value a cell: 0 where it has none of `pages`, 255 where it has all, in between in proportion, but
+    at least 1 where there is one and at most 254 where one is missing. ValueError for a page outside of RAM.
     """
     if pages.end > ram_pages:
         raise ValueError(f"page {pages.end - 1} is outside of {ram_pages} pages")

@@ -325,7 +325,8 @@ class Source:
         return {"begin_ns": self._sending_ns, "map": page_map.encode(self._sent, self._vm.ram.pages)}
 
     def _trace_last_pages(self) -> None:
-        """The same of the last pages: told when the guest runs again, for a map costs as much as some frames."""
+        """The same of the last pages: told when the guest runs again, for a map costs as much as some
+        frames."""
         if self._final_pages:
             self._trace.event("pages", number=len(self._rounds) + 1, **self._what_was_sent())
 

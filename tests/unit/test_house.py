@@ -38,6 +38,9 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/conditions.py",
+    "netns/link_figures.py",
+    "netns/passage.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
