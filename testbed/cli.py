@@ -324,11 +324,11 @@ def _show_run(
 ) -> int:
     from rich.console import Console
 
-    from testbed.experiment.run import run
+    from testbed.experiment.run import run_options
     from testbed.report.terminal import Progress, show_summary
 
     console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path)
+    result = run_options(options, name, folder, Progress(console, quiet), import_path)
     if as_json:
         print((folder / "result.json").read_text(), end="")
     else:

@@ -58,8 +58,9 @@ def _lun_bytes(options: Options) -> int:
     if not options.has_storage:
         return 0
     from testbed.lab.storage import lun_bytes
+    from testbed.scenario.from_options import scenario_of
 
-    return lun_bytes(options)
+    return lun_bytes(scenario_of(options))
 
 
 def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int:

@@ -7,11 +7,11 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import psutil
 
@@ -36,6 +36,8 @@ RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
 MEND_AFTER_S = 4.0
 """How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
+PROGRAM_GRACE_S = 5.0
+"""How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
     "numpy",
     "pyroute2",
@@ -89,6 +91,7 @@ class Lab:
         self.vms: dict[str, LabGuest] = {}
         self.clients: dict[str, ClientControl] = {}
         self._processes: list[Process] = []
+        self._awaited: dict[str, float] = {}
         with ExitStack() as stack:
             self.recorder = Recorder(RECORDER)
             stack.callback(self.recorder.close)
@@ -305,6 +308,50 @@ class Lab:
         """What each process of the lab holds now: agents and clients."""
         processes = [*(agent.process for agent in all_agents(self.vms)), *self._processes]
         return [Usage.of(process) for process in processes if process.wait(0) is None]
+
+    def tell(self, event: str, fields: Mapping[str, Any], on_event: OnEvent) -> None:
+        """Record an event of the lab itself."""
+        told = {"t_ns": time.monotonic_ns(), "source": "lab", "event": event, **fields}
+        self.recorder.events.append(told)
+        on_event(told)
+
+    def run_program(
+        self,
+        node: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        deadline_s: float | None = None,
+    ) -> str:
+        """Start an ordinary program in a node, to be told of in the result (:class:`Programs`); its name
+        there. ProgramNotStarted where there is no such program."""
+        namespace = self.topology.namespace(node)
+        return self.programs.start(node, namespace, command, environment=environment, deadline_s=deadline_s)
+
+    def start_client_programs(self, start: Literal["baseline", "migration"]) -> None:
+        """The programs of the clients that begin then."""
+        for client in self.scenario.clients:
+            for program in client.programs:
+                if program.start == start:
+                    deadline_s = None if program.deadline_ns is None else program.deadline_ns / 1e9
+                    name = self.run_program(
+                        client.name, program.command, environment=program.environment, deadline_s=deadline_s
+                    )
+                    if deadline_s is not None:
+                        self._awaited[name] = deadline_s
+
+    def wait_for_client_programs(self, on_event: OnEvent) -> None:
+        """Until those that have a deadline have ended: by themselves, or by it."""
+        self.wait_for_programs(list(self._awaited), max(self._awaited.values(), default=0.0), on_event)
+
+    def wait_for_programs(self, names: Collection[str], deadline_s: float, on_event: OnEvent) -> None:
+        """Until these have ended. CommandFailed where one has not, a while after the deadline."""
+        grace_s = PROGRAM_GRACE_S
+        if not self.watch_until(
+            lambda: not set(names) & set(self.programs.running), deadline_s + grace_s, on_event
+        ):
+            left = ", ".join(sorted(set(names) & set(self.programs.running)))
+            raise CommandFailed(f"{left}: does not end", "Timeout")
 
     def start_program(self, node: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ordinary program in a node, its standard output a pipe. OSError where there is no such
