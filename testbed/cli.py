@@ -29,13 +29,14 @@ from testbed.commands.ending import (
     WRONG_REQUEST,
     fail,
     finish,
-    status_of,
     tell,
     wrong_request,
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
-from testbed.commands.report import NoReport, leave_report, report
+from testbed.commands.report import NoReport, report
+from testbed.commands.run import run, scenarios, validate
+from testbed.commands.showing import Show, run_shown
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
 
@@ -56,7 +57,7 @@ def demo(
 ) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet, with_report=not no_report))
+    finish(_run(_DEFAULT, "demo", runs, Show(quiet=quiet, with_report=not no_report)))
 
 
 @app.command()
@@ -163,9 +164,13 @@ def migrate(
             }
         )
         asked.check_name(name)
-    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_, with_report=not no_report))
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report)
+    finish(_run(options, name, runs, show))
 
 
+app.command()(run)
+app.command()(validate)
+app.command()(scenarios)
 app.command()(compare)
 app.command()(faults)
 app.command()(report)
@@ -298,42 +303,13 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(
-    options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool, with_report: bool
-) -> int:
+def _run(options: Options, name: str, runs: Path, show: Show) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(
-            options, name, folder, import_path, as_json=as_json, quiet=quiet, with_report=with_report
-        )
+        from testbed.scenario.from_options import scenario_of
+
+        return run_shown(scenario_of(options, name), folder, import_path, show, options)
 
     return inside_universe(runs, name, inside)
-
-
-def _show_run(
-    options: Options,
-    name: str,
-    folder: Path,
-    import_path: list[str],
-    *,
-    as_json: bool,
-    quiet: bool,
-    with_report: bool,
-) -> int:
-    from rich.console import Console
-
-    from testbed.experiment.run import run_options
-    from testbed.report.terminal import Progress, show_summary
-
-    console = Console(stderr=as_json, highlight=False)
-    result = run_options(options, name, folder, Progress(console, quiet), import_path)
-    if as_json:
-        print((folder / "result.json").read_text(), end="")
-    else:
-        show_summary(console, result, str(folder))
-    page = leave_report(folder) if with_report else None
-    if page is not None and not as_json:
-        console.print(f"  {page}", style="dim")
-    return status_of(result)
