@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from testbed.scenario.options import OptionError, Options
+from testbed.scenario.options import OptionError
 from testbed.scenario.pcap import ALL, Pcap
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 DEFAULT_FOLDER = Path("testbed-runs")
 
@@ -68,12 +72,15 @@ def check_name(name: str) -> None:
         raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
 
 
-def check_pcap(pcap: Pcap | None, options: Options) -> Pcap | None:
-    """`pcap` again. Raises OptionError where it names a link that such a lab does not have."""
+def captured(
+    links: str | None, snap: str | None, limit: str, scenarios: Callable[[], Iterable[Scenario]]
+) -> Pcap | None:
+    """What ``--pcap`` and its companions ask for. Raises OptionError, also where one of `scenarios` has no
+    such link."""
+    pcap = Pcap.asked(links, snap, limit)
     if pcap is not None:
-        from testbed.lab.plan import links
-
-        pcap.chosen(links(options))
+        for scenario in scenarios():
+            pcap.chosen(scenario.link_names)
     return pcap
 
 

@@ -14,10 +14,10 @@ from typing import Any, Self
 
 from netns.forkserver import spawn
 from testbed.clients.control import ClientControl
-from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
 from testbed.measure.accuracy import Stall
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 RAM_BYTES = 64 << 20
@@ -51,14 +51,14 @@ class Stand:
         self.folder = folder
         self._clients: dict[str, ClientControl] = {}
         with ExitStack() as stack:
-            self.lab = stack.enter_context(Lab(options_for(program, clients), folder))
-            self._tracker = self.lab.boot(())["tracker"]
+            self.lab = stack.enter_context(Lab(scenario_of(options_for(program, clients)), folder))
+            self._tracker = self.lab.boot()[self.lab.vm.name]["tracker"]
             self._stack = stack.pop_all()
 
     def start(self, name: str, probes: Sequence[Mapping[str, Any]]) -> None:
         """Have the client `name` (client1, ...) probe the guest. Raises ClientFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        address = planned.GUEST_IPV4.split("/")[0]
+        address = self.lab.vm.vm.ipv4
         argument = {
             "name": name,
             "probes": [{"address": address, **probe} for probe in probes],
@@ -89,12 +89,12 @@ class Stand:
             now_ns = time.monotonic_ns()
             return Stall(0, now_ns, now_ns)
         order = {"do": "stall", "duration_ns": duration_ns}
-        told = self.lab.agents[self.lab.owner].line.ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
+        told = self.lab.vm.line(self.lab.vm.owner).ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
         return Stall(duration_ns, told["paused_ns"], told["running_ns"])
 
     def program_stats(self) -> dict[str, Any]:
         """What the guest's program says of itself now."""
-        stats = self.lab.guest_stats() or {}
+        stats = self.lab.vm.stats() or {}
         return dict(stats["guest"]["program"])
 
     def environment(self) -> dict[str, Any]:

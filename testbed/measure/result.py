@@ -81,10 +81,10 @@ class TableChange(_Model):
 
 
 class Migration(_Model):
-    """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
-    stopped. `reason` says what kept it from completing, or its source from being deleted as a whole. `owner`
-    is the host on which the guest ran afterwards, and `deleted` says whether the source had nothing of it
-    then; `fault` was made on purpose."""
+    """One migration of the guest `vm`. `blackout_parts_ms` add up to `blackout_ms`; both are None where the
+    guest never stopped. `reason` says what kept it from completing, or its source from being deleted as a
+    whole. `owner` is the host on which the guest ran afterwards, and `deleted` says whether the source had
+    nothing of it then; `fault` was made on purpose."""
 
     outcome: Outcome
     reason: str | None
@@ -104,10 +104,15 @@ class Migration(_Model):
     gap_ms: Gap
     phases_ms: dict[str, float]
     tables: list[TableChange] = []
+    vm: str = "vm1"
+    mode: str = "live"
+    begun_ms: float = 0.0
+    """When it was ordered, since the first one of the run was: several may be under way at once."""
 
 
 class Connection(_Model):
-    """One probe's connection (or, for churn, all of that client's), as its client saw it."""
+    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw
+    it."""
 
     client: str
     probe: str
@@ -118,6 +123,7 @@ class Connection(_Model):
     baseline_wait_ms: float | None
     retransmits: int
     broken: str | None
+    vm: str = "vm1"
 
 
 class Clients(_Model):
@@ -180,14 +186,21 @@ class CaptureFile(_Model):
 
 
 class Check(_Model):
-    """One thing that had to hold, and a sentence that says how it came out."""
+    """One thing that had to hold, and a sentence that says how it came out. A `waived` one has passed
+    whatever came out: the scenario shows a failure, and `detail` says whether it did."""
 
     name: str
     passed: bool
     detail: str
+    waived: bool = False
 
 
 class Guest(_Model):
+    """What a guest says of itself at the end of the run. `steps` is 0 where it does not run any more."""
+
+    vm: str = "vm1"
+    owner: str | None = None
+    """The host on which it runs."""
     program: str
     steps: int
     faults: list[str]
@@ -298,12 +311,17 @@ class Result(_Model):
     clients: Clients
     network: Network
     guest: Guest
+    """The first guest."""
+    guests: list[Guest] = []
     checks: list[Check]
     migrations: list[Migration]
     programs: list[ProgramRun] = []
     links: list[LinkFigures] = []
     captures: list[CaptureFile] = []
+    scenario: dict[str, Any] | None = None
+    """What was asked for, in the words of a scenario file (testbed/scenario/scenario.schema.json)."""
     options: dict[str, Any]
+    """The same as the options of a command, where it was one; empty where it was a scenario file."""
     environment: dict[str, Any]
     instrument: Instrument | None = None
     """None where it was never calibrated as it is now."""
