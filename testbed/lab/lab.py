@@ -40,6 +40,7 @@ MEND_AFTER_S = 4.0
 """How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
 BOOT_DEADLINE_S = 120.0
 PRELOAD = (
+    "netns.capture",
     "numpy",
     "pyroute2",
     "scapy.layers.inet6",
@@ -72,7 +73,8 @@ class Usage:
 class Lab:
     """Brings a lab up when it is made; close it (a context manager) to bring it down.
 
-    `step` is called with a line for each thing that is about to be done. During pre-copy one agent may be
+    `step` is called with a line for each thing that is about to be done, and `on_network` with the network
+    and its links as soon as it stands and before anybody speaks on it. During pre-copy one agent may be
     silent towards the other for `peer_deadline_s`.
     """
 
@@ -82,6 +84,7 @@ class Lab:
         folder: Path,
         step: Callable[[str], None] = lambda _: None,
         *,
+        on_network: Callable[[Topology, dict[str, planned.Ends]], None] = lambda *_: None,
         peer_deadline_s: float = 30.0,
     ) -> None:
         self.options = options
@@ -96,6 +99,7 @@ class Lab:
             stack.callback(self.recorder.close)
             step("network: " + ", ".join((planned.SWITCH, *planned.HOSTS, *planned.client_names(options))))
             self.topology: Topology = stack.enter_context(apply(plan(planned.network(options))))
+            on_network(self.topology, planned.links(options))
             for host in planned.HOSTS:
                 wire_hold(self.topology.namespace(host), planned.BRIDGE)
             stack.callback(_remove_guest_namespaces)

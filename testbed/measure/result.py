@@ -166,6 +166,19 @@ class ProgramRun(_Model):
     error_tail: str
 
 
+class CaptureFile(_Model):
+    """What passed over a link: a pcapng file, by its name in the run's folder. `dropped` frames found no room
+    and are not in it; `stopped` says why nothing was taken from some moment on, null where all was. `bytes`
+    are those of the frames in it, of a frame that was cut short of what is there."""
+
+    link: str
+    file: str
+    frames: int
+    bytes: int
+    dropped: int
+    stopped: str | None
+
+
 class Check(_Model):
     """One thing that had to hold, and a sentence that says how it came out."""
 
@@ -289,6 +302,7 @@ class Result(_Model):
     migrations: list[Migration]
     programs: list[ProgramRun] = []
     links: list[LinkFigures] = []
+    captures: list[CaptureFile] = []
     options: dict[str, Any]
     environment: dict[str, Any]
     instrument: Instrument | None = None

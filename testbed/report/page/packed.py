@@ -111,7 +111,7 @@ def _move(move: story.Move, clock: Clock, maps: Maps) -> dict[str, Any]:
         ],
         "rounds": [_round(one, clock, maps) for one in story.rounds(move)],
         "announced": sorted(
-            us(one["t_ns"]) or 0.0
+            [us(one["t_ns"]) or 0.0, story.host_of(one)]
             for one in move.events
             if one["event"] == "announced" or (one["event"] == "mark" and one.get("name") == "announced")
         ),

@@ -71,7 +71,8 @@ def hosts_of(migrations: Sequence[Told]) -> list[str]:
 
 
 def verdict(result: Told | None) -> tuple[str, bool | None]:
-    """One or two sentences, and whether all held; None where that is not known."""
+    """One or two sentences, and whether all held; None where that is not known, or where nothing moved and
+    nothing was lost."""
     if result is None:
         return "The run did not come to its end. What it recorded until then is shown.", None
     clients = result.get("clients") or {}
@@ -85,7 +86,10 @@ def verdict(result: Told | None) -> tuple[str, bool | None]:
         first = ""
     losses = _losses(clients)
     kept = f"{losses}." if losses else "No connection broke and no byte was lost."
-    return " ".join(one for one in (first, kept, _wait(clients)) if one), not failed and outcome == "completed"
+    text = " ".join(one for one in (first, kept, _wait(clients)) if one)
+    if outcome == "rolled-back" and {str(one.get("name")) for one in failed} <= {"migrated", "verified"}:
+        return text, None
+    return text, not failed and outcome == "completed"
 
 
 def _losses(clients: Told) -> str:
