@@ -35,7 +35,9 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.report import NoReport, leave_report, report
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT, Pcap
 from testbed.scenario.words import options_from
 
 app = typer.Typer(
@@ -50,10 +52,19 @@ _DEFAULT = Options()
 
 
 @app.command()
-def demo(quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER) -> None:
+def demo(
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    no_report: NoReport = False,
+    quiet: asked.Quiet = False,
+    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
+) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet))
+    with wrong_request():
+        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), _DEFAULT)
+    finish(_run(_DEFAULT, "demo", runs, captured, as_json=False, quiet=quiet, with_report=not no_report))
 
 
 @app.command()
@@ -115,10 +126,14 @@ def migrate(
         typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
     ] = None,
     seed: asked.Seed = _DEFAULT.seed,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     name: asked.Name = "migrate",
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
+    no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -159,11 +174,14 @@ def migrate(
             }
         )
         asked.check_name(name)
-    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
+        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), options)
+    quiet = quiet or json_
+    finish(_run(options, name, runs, captured, as_json=json_, quiet=quiet, with_report=not no_report))
 
 
 app.command()(compare)
 app.command()(faults)
+app.command()(report)
 app.command()(calibrate)
 
 
@@ -172,8 +190,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
-            "is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all if "
+            "none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -183,7 +201,8 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.experiment.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import Figure, Setting
+    from testbed.report.bench import BENCHES
 
     chosen = names or list(BENCHES)
     with wrong_request():
@@ -256,7 +275,7 @@ def main() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(asked.completed(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except _UsageError as error:
@@ -293,18 +312,37 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool) -> int:
+def _run(
+    options: Options,
+    name: str,
+    runs: Path,
+    pcap: Pcap | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    with_report: bool,
+) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+        return _show_run(
+            options, name, folder, import_path, pcap, as_json=as_json, quiet=quiet, with_report=with_report
+        )
 
     return inside_universe(runs, name, inside)
 
 
 def _show_run(
-    options: Options, name: str, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool
+    options: Options,
+    name: str,
+    folder: Path,
+    import_path: list[str],
+    pcap: Pcap | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    with_report: bool,
 ) -> int:
     from rich.console import Console
 
@@ -312,9 +350,12 @@ def _show_run(
     from testbed.report.terminal import Progress, show_summary
 
     console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path)
+    result = run(options, name, folder, Progress(console, quiet), import_path, pcap)
     if as_json:
         print((folder / "result.json").read_text(), end="")
     else:
         show_summary(console, result, str(folder))
+    page = leave_report(folder) if with_report else None
+    if page is not None and not as_json:
+        console.print(f"  {page}", style="dim")
     return status_of(result)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from testbed.scenario.options import OptionError
+from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import ALL, Pcap
 
 DEFAULT_FOLDER = Path("testbed-runs")
 
@@ -37,6 +38,25 @@ Durable = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 Name = Annotated[str, typer.Option(help="Goes into the name of the run's folder.")]
+PcapLinks = Annotated[
+    str | None,
+    typer.Option(
+        "--pcap",
+        metavar="[LINK,...]",
+        help="Capture these links, as client1,host-a, or all if none is named: files for Wireshark in the "
+        "run's folder, with comments at pause, commit, announcements and resume.",
+    ),
+]
+PcapSnap = Annotated[
+    str | None,
+    typer.Option(
+        "--pcap-snap",
+        metavar="SIZE",
+        help="How much of each frame is kept, as 128B; 0: all. If not given: all, but the headers of those "
+        "that carry the guest's memory or disk.",
+    ),
+]
+PcapLimit = Annotated[str, typer.Option(help="How much is captured of each link at most.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
 RunFolder = Annotated[Path, typer.Option("--runs", help="Where to put the run's folder.")]
 
@@ -46,3 +66,23 @@ def check_name(name: str) -> None:
     if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name) > 100:
         allowed = "at most 100 characters, no slash, no dot first"
         raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
+
+
+def check_pcap(pcap: Pcap | None, options: Options) -> Pcap | None:
+    """`pcap` again. Raises OptionError where it names a link that such a lab does not have."""
+    if pcap is not None:
+        from testbed.lab.plan import links
+
+        pcap.chosen(links(options))
+    return pcap
+
+
+def completed(words: list[str]) -> list[str]:
+    """The words of a command line, with what ``--pcap`` means where it stands alone: typer knows no option
+    whose value may be left out."""
+    following = [*words[1:], "-"]
+    alone = [
+        word == "--pcap" and (after.startswith("-") or not after)
+        for word, after in zip(words, following, strict=True)
+    ]
+    return [f"{word}={ALL}" if is_alone else word for word, is_alone in zip(words, alone, strict=True)]

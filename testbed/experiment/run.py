@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from testbed.experiment import outcome, tables
+from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.machine import instrument
 from testbed.faults.kinds import Fault, Kind
@@ -22,6 +23,7 @@ from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
 from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Result
 from testbed.scenario.options import Options
+from testbed.scenario.pcap import Pcap
 
 AFTERMATH_S = 1.0
 """How long clients are watched after a migration: the announcement schedule ends after 0.8 s, a
@@ -65,15 +67,39 @@ def make_folder(root: Path, name: str) -> Path:
 
 
 def run(
-    options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
+    options: Options,
+    name: str,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str] = (),
+    pcap: Pcap | None = None,
 ) -> Result:
     """Run `options` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
-    migration that failed. Raises what brings a lab down before there is anything to judge.
+    migration that failed, and the captures that `pcap` asks for. Raises what brings a lab down before there
+    is anything to judge.
     """
+    with Capturing(pcap, folder) as capturing:
+        result, events = _run(options, name, folder, witness, import_path, capturing)
+        _write_result(folder, result)  # before the captures, which take their time
+        captures = capturing.files(events, witness.say)
+    if captures:
+        result = result.model_copy(update={"captures": captures})
+        _write_result(folder, result)
+    return result
+
+
+def _run(
+    options: Options,
+    name: str,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str],
+    capturing: Capturing,
+) -> tuple[Result, list[dict[str, Any]]]:
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     begun_ns = time.monotonic_ns()
     log = _Log()
-    with Lab(options, folder, witness.say) as lab:
+    with Lab(options, folder, witness.say, on_network=capturing.begin) as lab:
         witness.say(f"guest: {options.program} on {lab.owner}")
         booted = lab.boot(import_path)
         up_ms = (time.monotonic_ns() - begun_ns) / 1e6
@@ -98,6 +124,7 @@ def run(
         lab.programs.finish()
         stats = _guest_stats(lab)
         lab.watch(0.01, witness.event)
+        capturing.stop()
         events, programs = lab.recorder.events, lab.programs.runs()
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
         surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
@@ -105,8 +132,7 @@ def run(
         surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
     result = _result(options, name, started_at, log, summaries, stats, surroundings, programs)
-    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
-    return result
+    return result, events
 
 
 def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
@@ -232,6 +258,10 @@ def _result(
 def _overall(migrations: Sequence[Migration]) -> Outcome:
     outcomes = {one.outcome for one in migrations}
     return "failed" if "failed" in outcomes else "rolled-back" if "rolled-back" in outcomes else "completed"
+
+
+def _write_result(folder: Path, result: Result) -> None:
+    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
 
 
 def _write_events(folder: Path, events: list[dict[str, Any]]) -> None:

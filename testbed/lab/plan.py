@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from netns.topology import Bridge, End, Link, Node, Spec
@@ -28,6 +29,29 @@ GUEST = "vm1"
 GUEST_DISK = GUEST
 SLOWEST_STORAGE_BITS_PER_S = 500_000_000
 """Of a link that is not limited: what this machine gives when it is busy."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A link: the interface at the node that names it, and the far one."""
+
+    node: tuple[str, str]
+    far: tuple[str, str]
+
+
+def links(options: Options) -> dict[str, Ends]:
+    """The links by name: a node's is that which plugs it into the clients' network, `migration` the wire
+    between the hosts, `host-a.storage` and `storage` those of the storage network."""
+    named = {}
+    for link in network(options).links:
+        near, far = link.a, link.b
+        name = near.node
+        if near.ifname == MIGRATION:
+            name = "migration"
+        elif near.ifname == STORAGE_LINK and near.node != STORAGE:
+            name = f"{near.node}.storage"
+        named[name] = Ends((near.node, near.ifname), (far.node, far.ifname))
+    return named
 
 
 def client_names(options: Options) -> tuple[str, ...]:

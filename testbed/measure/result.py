@@ -166,6 +166,19 @@ class ProgramRun(_Model):
     error_tail: str
 
 
+class CaptureFile(_Model):
+    """What passed over a link: a pcapng file, by its name in the run's folder. `dropped` frames found no room
+    and are not in it; `stopped` says why nothing was taken from some moment on, null where all was. `bytes`
+    are those of the frames in it, of a frame that was cut short of what is there."""
+
+    link: str
+    file: str
+    frames: int
+    bytes: int
+    dropped: int
+    stopped: str | None
+
+
 class Check(_Model):
     """One thing that had to hold, and a sentence that says how it came out."""
 
@@ -199,6 +212,77 @@ class Instrument(_Model):
     holds: bool
 
 
+class LinkConditions(_Model):
+    """What was asked of one direction of a link. `loss`, `duplicate` and `reorder` are shares of the frames;
+    None: no rate, or no queue of a length that was asked for."""
+
+    rate_mbit: float | None
+    delay_ms: float
+    jitter_ms: float
+    distribution: str
+    loss: float
+    duplicate: float
+    reorder: float
+    queue_frames: int | None
+    queue_bytes: int | None
+    lost_announcements: int
+
+
+class LinkSounding(_Model):
+    """One direction of a link as it was measured from its two ends before the run, whoever conditions it:
+    frames sent and arrived, what they took, and the throughput where a rate was asked for."""
+
+    sent: int
+    arrived: int
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkDirection(_Model):
+    """One direction of a link: what was asked of it, what was measured of it before the run, and what whoever
+    conditions it tells of the run.
+
+    Frames are those of a wire where `wire_frames`; else an offloaded frame of up to 64 KiB counts, and is
+    lost, as one. `delay_...` is from arrival to departure, queue included, `late_...` how much of it was not
+    meant. `overrun` frames were lost by the relay and not by what was asked. None: not told.
+    """
+
+    asked: LinkConditions
+    measured: LinkSounding | None
+    wire_frames: bool
+    received_frames: int | None
+    passed_frames: int | None
+    passed_bytes: int | None
+    lost: int | None
+    announcements_lost: int | None
+    queue_dropped: int | None
+    overrun: int | None
+    duplicated: int | None
+    reordered: int | None
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    late_p50_ms: float | None
+    late_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkFigures(_Model):
+    """A link under conditions. `forward` is from the node that it is named after. `backend` is who brings
+    them about (tbf, netem, relay), and `why` says why that one. `round_trip_ms` is the median of the
+    measurement before the run, `asked_round_trip_ms` the two delays that were asked for."""
+
+    name: str
+    backend: str
+    why: str
+    asked_round_trip_ms: float
+    round_trip_ms: float | None
+    forward: LinkDirection
+    backward: LinkDirection
+
+
 class Result(_Model):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -217,6 +301,8 @@ class Result(_Model):
     checks: list[Check]
     migrations: list[Migration]
     programs: list[ProgramRun] = []
+    links: list[LinkFigures] = []
+    captures: list[CaptureFile] = []
     options: dict[str, Any]
     environment: dict[str, Any]
     instrument: Instrument | None = None
