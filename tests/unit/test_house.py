@@ -49,6 +49,8 @@ PURE = (
     "testbed/handover/announcement.py",
     "testbed/handover/filters.py",
     "testbed/memory/page_map.py",
+    "testbed/experiment/trials.py",
+    "testbed/measure/accuracy.py",
     "testbed/measure/continuity.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
