@@ -216,8 +216,9 @@ class Client:
         }
 
     def _save(self, path: Path) -> None:
-        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `probe` (its number); and
-        of each probe its kind (`kinds`) and how often it sends (`intervals_ns`, 0 where it has no interval)."""
+        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `probe` (its number);
+        and of each probe its kind (`kinds`) and how often it sends (`intervals_ns`, 0 where it has no
+        interval)."""
         parts = [probe.samples() for probe in self._probes]
         try:
             np.savez(
