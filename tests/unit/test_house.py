@@ -38,6 +38,8 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/capture_file.py",
+    "netns/pcapng.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
@@ -59,9 +61,11 @@ PURE = (
     "testbed/experiment/checks.py",
     "testbed/experiment/comparison.py",
     "testbed/scenario/options.py",
+    "testbed/experiment/marks.py",
     "testbed/experiment/outcome.py",
     "testbed/experiment/tables.py",
     "testbed/lab/plan.py",
+    "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
     "testbed/scenario/words.py",
