@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # linux/if_ether.h
 ETH_P_ALL = 0x0003
@@ -117,8 +118,7 @@ def drops(packet: socket.socket) -> int:
     return int(dropped)
 
 
-@dataclass(frozen=True)
-class Captured:
+class Captured(NamedTuple):
     """A frame from a ring: `t_ns` on CLOCK_REALTIME, and `data`, a virtio_net_hdr followed by the frame."""
 
     t_ns: int

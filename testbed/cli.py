@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from testbed.commands import asked
+from testbed.commands.calibrate import calibrate
 from testbed.commands.compare import compare
 from testbed.commands.ending import (
     CANNOT,
@@ -34,6 +35,7 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.report import NoReport, leave_report, report
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT, Pcap
 from testbed.scenario.words import options_from
@@ -54,6 +56,7 @@ def demo(
     pcap: asked.PcapLinks = None,
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -61,7 +64,7 @@ def demo(
     begin."""
     with wrong_request():
         captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), _DEFAULT)
-    finish(_run(_DEFAULT, "demo", runs, captured, as_json=False, quiet=quiet))
+    finish(_run(_DEFAULT, "demo", runs, captured, as_json=False, quiet=quiet, with_report=not no_report))
 
 
 @app.command()
@@ -130,6 +133,7 @@ def migrate(
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
+    no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -171,11 +175,14 @@ def migrate(
         )
         asked.check_name(name)
         captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), options)
-    finish(_run(options, name, runs, captured, as_json=json_, quiet=quiet or json_))
+    quiet = quiet or json_
+    finish(_run(options, name, runs, captured, as_json=json_, quiet=quiet, with_report=not no_report))
 
 
 app.command()(compare)
 app.command()(faults)
+app.command()(report)
+app.command()(calibrate)
 
 
 @app.command()
@@ -183,8 +190,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
-            "is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all if "
+            "none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -194,7 +201,8 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.experiment.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import Figure, Setting
+    from testbed.report.bench import BENCHES
 
     chosen = names or list(BENCHES)
     with wrong_request():
@@ -305,13 +313,22 @@ def _what_is_wrong(error: Any) -> str:
 
 
 def _run(
-    options: Options, name: str, runs: Path, pcap: Pcap | None, *, as_json: bool, quiet: bool
+    options: Options,
+    name: str,
+    runs: Path,
+    pcap: Pcap | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    with_report: bool,
 ) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(options, name, folder, import_path, pcap, as_json=as_json, quiet=quiet)
+        return _show_run(
+            options, name, folder, import_path, pcap, as_json=as_json, quiet=quiet, with_report=with_report
+        )
 
     return inside_universe(runs, name, inside)
 
@@ -325,6 +342,7 @@ def _show_run(
     *,
     as_json: bool,
     quiet: bool,
+    with_report: bool,
 ) -> int:
     from rich.console import Console
 
@@ -337,4 +355,7 @@ def _show_run(
         print((folder / "result.json").read_text(), end="")
     else:
         show_summary(console, result, str(folder))
+    page = leave_report(folder) if with_report else None
+    if page is not None and not as_json:
+        console.print(f"  {page}", style="dim")
     return status_of(result)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from testbed.experiment import outcome, tables
 from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
+from testbed.experiment.machine import instrument
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
@@ -250,6 +251,7 @@ def _result(
         programs=list(programs),
         options=options.as_dict(),
         environment=surroundings,
+        instrument=instrument(),
     )
 
 

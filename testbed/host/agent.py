@@ -6,6 +6,7 @@ Commands (see :mod:`.control` for the framing), their arguments and answers::
     receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
+    stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
     stats                                            the guest's own figures, or null
     status                                           {"guest": state or null, "stage", "epoch", "last"}
     resume                                           {}; a guest in doubt goes on here
@@ -64,6 +65,7 @@ SWITCHOVER_DEADLINE_S = 3.0
 """How long the target may be silent while the guest stands still; a Quick Migration's reads all of RAM."""
 LATE_FRAMES_NS = 1_000_000_000
 """How long after a migration stragglers in the hold are still looked for."""
+MOST_STALL_NS = 60_000_000_000
 
 
 class Agent:
@@ -89,6 +91,7 @@ class Agent:
             "boot": self._boot,
             "receive": self._receive,
             "migrate": self._migrate,
+            "stall": self._stall,
             "stats": self._stats,
             "status": self._status,
             "resume": self._resume,
@@ -345,6 +348,16 @@ class Agent:
             return self._trace
         host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
         return FaultyTrace(self._trace, fault, host)
+
+    def _stall(self, message: dict[str, Any]) -> dict[str, int]:
+        """Stop the guest for a known time where it is: what clients measure can be held against that."""
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+        duration_ns = message["duration_ns"]
+        if not isinstance(duration_ns, int) or not 0 <= duration_ns <= MOST_STALL_NS:
+            raise LocalError(f"a guest is stalled for 0 to {MOST_STALL_NS} ns, not for {duration_ns!r}")
+        paused_ns, running_ns = self._guest.process.stall(duration_ns)
+        return {"paused_ns": paused_ns, "running_ns": running_ns}
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
         if self._guest is None:

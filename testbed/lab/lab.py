@@ -27,7 +27,7 @@ from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.host.keeper import Stage
 from testbed.host.network import guest_namespace
 from testbed.lab import plan as planned
-from testbed.lab.observation import Observation
+from testbed.lab.observer import start_observer
 from testbed.lab.programs import Programs
 from testbed.lab.storage import PlainServer, Storage, access
 from testbed.lab.supervisor import Supervisor
@@ -48,6 +48,7 @@ PRELOAD = (
     "testbed.clients.main",
     "testbed.guest.machine",
     "testbed.host.agent",
+    "testbed.lab.observer",
     "testbed.storage.service",
     "testbed.storage.target",
 )
@@ -106,8 +107,10 @@ class Lab:
             if options.has_storage:
                 self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
+            observer = self._observe(stack)
             self._start_agents(stack)
-            self._observe(stack)
+            observer.wait_ready(READY_DEADLINE_S)
+            self.programs = stack.enter_context(Programs(folder))
             self._stack = stack.pop_all()
 
     def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
@@ -147,17 +150,17 @@ class Lab:
         self._processes.append(stack.enter_context(process))
         return process
 
-    def _observe(self, stack: ExitStack) -> None:
-        """Watch what clients, switch and hosts believe of the guest; be ready for ordinary programs."""
-        clients = planned.client_names(self.options)
-        self._observation = stack.enter_context(
-            Observation(
-                clients={name: self.topology.namespace(name) for name in clients},
-                bridges={name: self.topology.namespace(name) for name in (planned.SWITCH, *planned.HOSTS)},
-                guests={planned.GUEST: planned.guest(self.options).identity},
-            )
+    def _observe(self, stack: ExitStack) -> Process:
+        """Begin to watch what clients, switch and hosts believe of the guest."""
+        observer = start_observer(
+            clients=planned.client_names(self.options),
+            bridges=(planned.SWITCH, *planned.HOSTS),
+            guests={planned.GUEST: planned.guest(self.options).identity},
+            recorder=RECORDER,
+            log=self.folder / "observer.log",
         )
-        self.programs = stack.enter_context(Programs(self.folder))
+        self._processes.append(stack.enter_context(observer))
+        return observer
 
     def boot(self, import_path: Sequence[str]) -> dict[str, Any]:
         """Start the guest on the first host. Raises CommandFailed with the guest's own word."""
@@ -319,19 +322,18 @@ class Lab:
         *,
         also: Sequence[int] = (),
     ) -> None:
-        """Wait until one of `lines` has something, taking in events, what the network learns, and the ends of
-        programs."""
+        """Wait until one of `lines` has something, taking in events and the ends of programs."""
         if any(line.pending for line in lines):
             timeout_s = 0
         if (patience_s := self.programs.patience_s()) is not None:
             timeout_s = min(timeout_s, patience_s)
         agents = self.agents.values()
-        sources: list[Any] = [self.recorder, self._observation, self.programs, *agents, *lines, *also]
+        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
                 agent.take()
-        events = [*self._observation.take(), *self.programs.take()]
+        events = self.programs.take()
         self.recorder.events += events
         if self.recorder in found:
             events += self.recorder.receive()

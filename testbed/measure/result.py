@@ -196,6 +196,93 @@ class Guest(_Model):
     """What the program says of itself (testbed.guest.program.Program.stats)."""
 
 
+class Instrument(_Model):
+    """The instrument's own error, from the last calibration of this machine and this version
+    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
+    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
+    it was within what is promised."""
+
+    calibrated_at: str
+    host: str
+    processor: str
+    kernel: str
+    version: str
+    gap_error_ms: float
+    gap_error_p95_ms: float
+    holds: bool
+
+
+class LinkConditions(_Model):
+    """What was asked of one direction of a link. `loss`, `duplicate` and `reorder` are shares of the frames;
+    None: no rate, or no queue of a length that was asked for."""
+
+    rate_mbit: float | None
+    delay_ms: float
+    jitter_ms: float
+    distribution: str
+    loss: float
+    duplicate: float
+    reorder: float
+    queue_frames: int | None
+    queue_bytes: int | None
+    lost_announcements: int
+
+
+class LinkSounding(_Model):
+    """One direction of a link as it was measured from its two ends before the run, whoever conditions it:
+    frames sent and arrived, what they took, and the throughput where a rate was asked for."""
+
+    sent: int
+    arrived: int
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkDirection(_Model):
+    """One direction of a link: what was asked of it, what was measured of it before the run, and what whoever
+    conditions it tells of the run.
+
+    Frames are those of a wire where `wire_frames`; else an offloaded frame of up to 64 KiB counts, and is
+    lost, as one. `delay_...` is from arrival to departure, queue included, `late_...` how much of it was not
+    meant. `overrun` frames were lost by the relay and not by what was asked. None: not told.
+    """
+
+    asked: LinkConditions
+    measured: LinkSounding | None
+    wire_frames: bool
+    received_frames: int | None
+    passed_frames: int | None
+    passed_bytes: int | None
+    lost: int | None
+    announcements_lost: int | None
+    queue_dropped: int | None
+    overrun: int | None
+    duplicated: int | None
+    reordered: int | None
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    late_p50_ms: float | None
+    late_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkFigures(_Model):
+    """A link under conditions. `forward` is from the node that it is named after. `backend` is who brings
+    them about (tbf, netem, relay), and `why` says why that one. `round_trip_ms` is the median of the
+    measurement before the run, `asked_round_trip_ms` the two delays that were asked for."""
+
+    name: str
+    backend: str
+    why: str
+    asked_round_trip_ms: float
+    round_trip_ms: float | None
+    forward: LinkDirection
+    backward: LinkDirection
+
+
 class Result(_Model):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -214,9 +301,12 @@ class Result(_Model):
     checks: list[Check]
     migrations: list[Migration]
     programs: list[ProgramRun] = []
+    links: list[LinkFigures] = []
     captures: list[CaptureFile] = []
     options: dict[str, Any]
     environment: dict[str, Any]
+    instrument: Instrument | None = None
+    """None where it was never calibrated as it is now."""
 
 
 def schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from testbed.measure.result import Connection, Result
+from testbed.measure.result import Connection, Instrument, Result
 from testbed.scenario.units import format_ms, format_rate, format_size
 
 PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
@@ -195,10 +195,21 @@ def _show_counts(console: Console, result: Result) -> None:
             f"writes acknowledged {clients.acknowledged}, lost {clients.writes_lost}, "
             f"never sent but there {clients.writes_phantom}",
         )
+    lines.append(_instrument_line(result.instrument))
     console.print()
     for line in lines:
         console.print(Text(f"  {line}"))
     console.print()
+
+
+def _instrument_line(instrument: Instrument | None) -> str:
+    if instrument is None:
+        return "the instrument's own error: not calibrated here (testbed calibrate)"
+    beyond = "" if instrument.holds else ", more than promised"
+    return (
+        f"the instrument's own error: {instrument.gap_error_ms:+.2f} ms at the median, "
+        f"{instrument.gap_error_p95_ms:.2f} ms at p95{beyond}"
+    )
 
 
 def _by_probe(rows: list[Connection]) -> dict[tuple[str, str], list[Connection]]:
