@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,9 +88,6 @@ def captured(
 def completed(words: list[str]) -> list[str]:
     """The words of a command line, with what ``--pcap`` means where it stands alone: typer knows no option
     whose value may be left out."""
-    following = [*words[1:], "-"]
-    alone = [
-        word == "--pcap" and (after.startswith("-") or not after)
-        for word, after in zip(words, following, strict=True)
-    ]
-    return [f"{word}={ALL}" if is_alone else word for word, is_alone in zip(words, alone, strict=True)]
+    pairs = zip_longest(words, words[1:], fillvalue="-")
+    alone = {number for number, (word, after) in enumerate(pairs) if word == "--pcap" and after[:1] == "-"}
+    return [f"{word}={ALL}" if number in alone else word for number, word in enumerate(words)]

@@ -38,9 +38,11 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/capture_file.py",
     "netns/conditions.py",
     "netns/link_figures.py",
     "netns/passage.py",
+    "netns/pcapng.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
@@ -76,6 +78,7 @@ PURE = (
     "testbed/scenario/model.py",
     "testbed/scenario/omissions.py",
     "testbed/scenario/options.py",
+    "testbed/experiment/marks.py",
     "testbed/scenario/parts.py",
     "testbed/scenario/probing.py",
     "testbed/scenario/quantities.py",
@@ -85,6 +88,7 @@ PURE = (
     "testbed/experiment/link_figures.py",
     "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
+    "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
     "testbed/scenario/words.py",
