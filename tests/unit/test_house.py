@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
+    ("testbed.memory", "testbed.tcp", "testbed.udp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.faults",),
@@ -41,11 +41,13 @@ PURE = (
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
+    "testbed/clients/packet_log.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
     "testbed/handover/filters.py",
     "testbed/measure/continuity.py",
+    "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
     "testbed/migration/errors.py",
@@ -71,6 +73,7 @@ PURE = (
     "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
+    "testbed/udp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
 
