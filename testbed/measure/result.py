@@ -110,9 +110,23 @@ class Migration(_Model):
     """When it was ordered, since the first one of the run was: several may be under way at once."""
 
 
+class Rate(_Model):
+    """What a bulk transfer reached: the medians over milliseconds before, during and after the migrations, in
+    Mbit/s. None where there was no such time."""
+
+    before: float | None
+    during: float | None
+    after: float | None
+
+
 class Connection(_Model):
-    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw
-    it."""
+    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw it.
+
+    What its kind does not know is null. Of numbered packets: how long they took `one_way_there_ms` (until the
+    service had them) and `one_way_back_ms`, and how many were `lost`, came twice (`duplicated`) or after a
+    later one (`reordered`). Of a bulk transfer: its `rate_mbit`, and `stalled_ms`, the longest time without a
+    byte. Of HTTP: how often each `statuses` came.
+    """
 
     client: str
     probe: str
@@ -124,6 +138,14 @@ class Connection(_Model):
     retransmits: int
     broken: str | None
     vm: str = "vm1"
+    one_way_there_ms: Gap | None = None
+    one_way_back_ms: Gap | None = None
+    lost: int | None = None
+    duplicated: int | None = None
+    reordered: int | None = None
+    rate_mbit: Rate | None = None
+    stalled_ms: float | None = None
+    statuses: dict[str, int] | None = None
 
 
 class Clients(_Model):
@@ -131,7 +153,7 @@ class Clients(_Model):
     those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
     acknowledgements. Of the ledgers of a durable store: writes `acknowledged`, of them `writes_lost`, values
     that were never sent (`writes_phantom`), and ledgers that could not be read back in the end
-    (`ledgers_unsettled`).
+    (`ledgers_unsettled`). `packets_…` are of UDP and ICMP, of which nobody promises that none is lost.
     """
 
     connections: int
@@ -148,6 +170,9 @@ class Clients(_Model):
     writes_lost: int
     writes_phantom: int
     ledgers_unsettled: int
+    packets_lost: int = 0
+    packets_duplicated: int = 0
+    packets_reordered: int = 0
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
+    ("testbed.memory", "testbed.tcp", "testbed.udp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.faults",),
@@ -46,6 +46,7 @@ PURE = (
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
+    "testbed/clients/packet_log.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
@@ -54,6 +55,7 @@ PURE = (
     "testbed/experiment/trials.py",
     "testbed/measure/accuracy.py",
     "testbed/measure/continuity.py",
+    "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
     "testbed/migration/errors.py",
@@ -99,6 +101,7 @@ PURE = (
     "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
+    "testbed/udp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
 
