@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
+    ("testbed.memory", "testbed.tcp", "testbed.udp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.faults",),
@@ -38,18 +38,24 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/capture_file.py",
     "netns/conditions.py",
     "netns/link_figures.py",
     "netns/passage.py",
+    "netns/pcapng.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
+    "testbed/clients/packet_log.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
     "testbed/handover/filters.py",
     "testbed/memory/page_map.py",
+    "testbed/experiment/trials.py",
+    "testbed/measure/accuracy.py",
     "testbed/measure/continuity.py",
+    "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
     "testbed/migration/errors.py",
@@ -74,13 +80,17 @@ PURE = (
     "testbed/scenario/model.py",
     "testbed/scenario/omissions.py",
     "testbed/scenario/options.py",
+    "testbed/experiment/marks.py",
     "testbed/scenario/parts.py",
     "testbed/scenario/probing.py",
     "testbed/scenario/quantities.py",
     "testbed/scenario/steps.py",
     "testbed/experiment/outcome.py",
     "testbed/experiment/tables.py",
+    "testbed/experiment/link_figures.py",
+    "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
+    "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
     "testbed/scenario/words.py",
@@ -91,6 +101,7 @@ PURE = (
     "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
+    "testbed/udp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
 
