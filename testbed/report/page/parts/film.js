@@ -142,7 +142,7 @@ class Film {
     say(this.mark("claimed"), `The storage says: it is ${target}'s.`);
     say(this.mark("committed"), `Commit: from here on the guest is ${target}'s.`);
     say(this.mark("opened"), `Its port at ${target} is open.`);
-    say(this.mark("frames-released"), `${many(this.marks.get("frames-released")?.frames ?? 0)} held frames are given to it, in their order.`);
+    say(this.mark("frames-released"), "The frames that were held are given to it, in their order.");
     say(this.mark("resumed"), `The guest runs at ${target}. The blackout is over.`);
     say(this.mark("running-again"), `Taken back: the guest runs on at ${source}.`);
     if (!this.returned) {
