@@ -263,11 +263,39 @@ def _cut(table: Table) -> Table:
     return Table(table.title, table.columns, table.rows[:MOST_ROWS], note, table.figures)
 
 
-def options(result: Told | None) -> Table | None:
-    """What was asked of the run, by the options of the command."""
-    asked = (result or {}).get("options") or {}
-    rows = [list(words.option(str(key), value)) for key, value in asked.items()]
+def asked(result: Told | None) -> Table | None:
+    """What was asked of the run: the options of the command, or the parts of a scenario."""
+    options = (result or {}).get("options") or {}
+    rows = [list(words.option(str(key), value)) for key, value in options.items()]
+    if not rows:
+        rows = _parts((result or {}).get("scenario") or {})
     return Table("What was asked", ["", ""], rows, figures=False) if rows else None
+
+
+def _parts(scenario: Told) -> Rows:
+    """A row for each part of a scenario: what stands in its file, without what is told elsewhere."""
+    rows = []
+    for key, value in scenario.items():
+        if key in ("name", "shows", "expect"):
+            continue
+        several = words.dicts(value)
+        for number, one in enumerate(several, 1):
+            name = f"{key} {one.get('name') or (number if len(several) > 1 else '')}".strip()
+            rows.append([name, _told({inner: of for inner, of in one.items() if inner != "name"})])
+        if not several and value not in ([], {}, None):
+            rows.append([key, _told(value)])
+    return rows
+
+
+def _told(value: Any) -> str:
+    """Whatever a scenario's file may hold, in a line."""
+    if isinstance(value, Mapping):
+        given = {key: _told(one) for key, one in value.items() if one not in ("", None, [], {}, False)}
+        return ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in given.items())
+    if isinstance(value, list):
+        between = " " if all(isinstance(one, str) for one in value) else "; "
+        return between.join(_told(one) for one in value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def environment(result: Told | None) -> Table | None:
