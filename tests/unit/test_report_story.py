@@ -63,7 +63,8 @@ def test_a_third_host_begins_a_migration_of_its_own() -> None:
 
 
 def test_an_attempt_that_met_nobody_is_a_migration_of_its_own() -> None:
-    alone = [one for one in migration(0, "host-a", "host-b") if one["source"] == "host-a" and one["t_ns"] < 10]
+    whole = migration(0, "host-a", "host-b")
+    alone = [one for one in whole if one["source"] == "host-a" and one["t_ns"] < 10]
     found = story.moves([*alone, *migration(1000, "host-a", "host-b")], [])
     assert [one.begin_ns for one in found] == [0, 1000]
     assert [one.outcome for one in found] == ["unknown", "completed"]
