@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from netns import conditions as netns
 from netns.conditions import ConditionsError
@@ -42,6 +42,18 @@ _WRITTEN_CONDITIONS = {
     "queue_frames": "queue",
 }
 CLIENT_NETWORKS = {4: "10.7.0.0/24", 6: "fd07::/64"}
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _shortest(value: Any) -> Any:
+    """An address as the kernel writes it; what is none is left to the check that says so."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return value
 
 
 class Network(Part):
@@ -124,9 +136,9 @@ class Vm(Part):
     disk_bytes: Size = key("disk", 0)
     durable: YesNo = False
     mac: MacPolicy = "keep"
-    mac_address: str
-    ipv4: str
-    ipv6: str
+    mac_address: Annotated[str, BeforeValidator(_lower)]
+    ipv4: Annotated[str, BeforeValidator(_shortest)]
+    ipv6: Annotated[str, BeforeValidator(_shortest)]
     announce: Announce = "garp-request"
     hold: YesNo = True
     tracker: Tracker = "auto"
