@@ -162,7 +162,8 @@ def verdicts(
     migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: Any
 ) -> list[str]:
     clients = outcome.clients({"client1": summary([1], [1], **counts)}, VM_OF)
-    return [check.name for check in judge([migration], clients, faults, () if hold else ("vm1",)) if not check.passed]
+    checks = judge([migration], clients, faults, () if hold else ("vm1",))
+    return [check.name for check in checks if not check.passed]
 
 
 GOOD = made(replace(TOLD, source_answer=SOURCE | {"counts": {}}))
