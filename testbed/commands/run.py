@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from testbed.commands import asked
-from testbed.commands.ending import PASSED, WRONG_REQUEST, fail, finish, tell, worst
+from testbed.commands.ending import PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
 from testbed.commands.inside import check_scenarios, inside_universe
 from testbed.commands.report import NoReport
 from testbed.commands.showing import Show, run_shown
+from testbed.scenario.pcap import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from testbed.scenario.model import Scenario
@@ -49,6 +50,9 @@ def run(
             "--json", help="Print result.json on standard output, of several an array; nothing else."
         ),
     ] = False,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
@@ -57,7 +61,9 @@ def run(
     found = [one if seed is None else one.seeded(seed) for one in _loaded(scenarios)]
     import_path = check_scenarios(found)
     several = len(found) > 1
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report)
+    with wrong_request():
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: found)
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
     statuses, results = [], []
 
     def kept(folder: Path) -> None:

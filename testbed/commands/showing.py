@@ -13,6 +13,7 @@ from testbed.commands.report import leave_report
 if TYPE_CHECKING:
     from testbed.scenario.model import Scenario
     from testbed.scenario.options import Options
+    from testbed.scenario.pcap import Pcap
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Show:
     silent: bool = False
     """Not even the result: somebody else shows it."""
     with_report: bool = True
+    pcap: Pcap | None = None
 
 
 def run_shown(
@@ -40,7 +42,7 @@ def run_shown(
     from testbed.report.terminal import Progress, show_summary
 
     console = Console(stderr=show.as_json, highlight=False)
-    result = run(scenario, folder, Progress(console, show.quiet), import_path, options)
+    result = run(scenario, folder, Progress(console, show.quiet), import_path, options, show.pcap)
     if show.silent:
         pass
     elif show.as_json:

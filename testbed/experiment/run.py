@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.experiment import outcome
+from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.course import Course, Witness, running_stats
 from testbed.experiment.machine import instrument
@@ -23,6 +24,7 @@ from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Ram, R
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
+from testbed.scenario.pcap import Pcap
 
 __all__ = ["Witness", "give_to_caller", "make_folder", "run", "run_options"]
 
@@ -67,22 +69,38 @@ def run(
     witness: Witness,
     import_path: Sequence[str] = (),
     options: Options | None = None,
+    pcap: Pcap | None = None,
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
-    migration that failed. `options` are told in the result, where the scenario comes of some. Raises what
-    brings a lab down before there is anything to judge.
+    migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
+    scenario comes of some. Raises what brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    found = _performed(scenario, folder, witness, import_path)
-    _write_events(folder, found.events)
-    result = _result(scenario, started_at, found, {} if options is None else options.as_dict())
-    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+    with Capturing(pcap, folder) as capturing:
+        found = _performed(scenario, folder, witness, import_path, capturing)
+        _write_events(folder, found.events)
+        result = _result(scenario, started_at, found, {} if options is None else options.as_dict())
+        _write_result(folder, result)  # before the captures, which take their time
+        captures = capturing.files(found.events, witness.say)
+    if captures:
+        result = result.model_copy(update={"captures": captures})
+        _write_result(folder, result)
     return result
 
 
-def _performed(scenario: Scenario, folder: Path, witness: Witness, import_path: Sequence[str]) -> _Found:
+def _write_result(folder: Path, result: Result) -> None:
+    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+
+
+def _performed(
+    scenario: Scenario,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str],
+    capturing: Capturing,
+) -> _Found:
     begun_ns = time.monotonic_ns()
-    with Lab(scenario, folder, witness.say) as lab:
+    with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
         for vm in scenario.vms:
             witness.say(
                 f"guest: {vm.guest_program} on {vm.host}" + (f" ({vm.name})" if len(lab.vms) > 1 else "")
@@ -112,6 +130,7 @@ def _performed(scenario: Scenario, folder: Path, witness: Witness, import_path: 
         usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
         surroundings |= {name: _by_name(used) for name, used in usage.items()}
         owners = {name: guest.owner for name, guest in lab.vms.items()}
+        capturing.stop()
         programs, events = lab.programs.runs(), lab.recorder.events
     return _Found(course, summaries, stats, owners, programs, events, surroundings)
 

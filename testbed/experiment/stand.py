@@ -20,6 +20,7 @@ from testbed.measure.accuracy import Stall
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
+CLIENT = "testbed.clients.main:main"
 RAM_BYTES = 64 << 20
 ANSWER_DEADLINE_S = 30.0
 
@@ -43,12 +44,13 @@ class Stand:
     """A guest that runs `program`, and `clients` client machines that probe nothing yet. Close it to bring
     all of it down.
 
-    `folder` is made, for the logs of its processes.
+    `folder` is made, for the logs of its processes; `client` is the entry of each client's.
     """
 
-    def __init__(self, program: str, clients: int, folder: Path) -> None:
+    def __init__(self, program: str, clients: int, folder: Path, client: str = CLIENT) -> None:
         folder.mkdir()
         self.folder = folder
+        self._entry = client
         self._clients: dict[str, ClientControl] = {}
         with ExitStack() as stack:
             self.lab = stack.enter_context(Lab(scenario_of(options_for(program, clients)), folder))
@@ -66,7 +68,7 @@ class Stand:
         }
         with theirs:
             process = spawn(
-                "testbed.clients.main:main",
+                self._entry,
                 argument,
                 namespace=self.lab.topology.namespace(name),
                 fds=[theirs.fileno()],

@@ -39,6 +39,7 @@ MEND_AFTER_S = 4.0
 PROGRAM_GRACE_S = 5.0
 """How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
+    "netns.capture",
     "numpy",
     "pyroute2",
     "scapy.layers.inet6",
@@ -73,7 +74,8 @@ class Usage:
 class Lab:
     """Brings a lab up when it is made; close it (a context manager) to bring it down.
 
-    `step` is called with a line for each thing that is about to be done. During pre-copy one agent may be
+    `step` is called with a line for each thing that is about to be done, and `on_network` with the network
+    and its links as soon as it stands and before anybody speaks on it. During pre-copy one agent may be
     silent towards the other for `peer_deadline_s`. What is known of it: `scenario`, `vms` (guests by name,
     each with its `owner`), `clients` by name, `links` by name, `topology`, `programs`, `recorder`.
     """
@@ -84,6 +86,7 @@ class Lab:
         folder: Path,
         step: Callable[[str], None] = lambda _: None,
         *,
+        on_network: Callable[[Topology, dict[str, planned.Ends]], None] = lambda *_: None,
         peer_deadline_s: float = 30.0,
     ) -> None:
         self.scenario = scenario
@@ -97,6 +100,7 @@ class Lab:
             stack.callback(self.recorder.close)
             step("network: " + ", ".join(scenario.nodes))
             self.topology: Topology = stack.enter_context(apply(plan(planned.network(scenario))))
+            on_network(self.topology, planned.links(scenario))
             self.storage: Storage | PlainServer | None = None
             if scenario.has_storage:
                 self.storage = self._start_storage(step)
