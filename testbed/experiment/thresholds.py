@@ -1,4 +1,5 @@
-"""A scenario's own checks, and those that it waives. Pure: a result and what was asked for in, verdicts out."""
+"""A scenario's own checks, and those that it waives. Pure: a result and what was asked for in, verdicts
+out."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def _text(value: Value, unit: str) -> str:
 
 
 def waived(checks: Sequence[Check], names: Collection[str]) -> list[Check]:
-    """The checks; of those that the scenario means to fail it is told whether they did, and they have passed."""
+    """The checks; of those that the scenario means to fail it is told whether they did, and they have
+    passed."""
     return [_waive(check) if check.name in names else check for check in checks]
 
 

@@ -100,7 +100,7 @@ def test_a_stalled_guest_serves_nothing_and_then_goes_on(tmp_path: Path) -> None
         after_ns = time.monotonic_ns()
         assert before_ns <= stall.paused_ns
         assert stall.paused_ns + 20 * MS <= stall.running_ns <= after_ns
-        assert (stand.lab.guest_stats() or {})["guest"]["state"] == "running"
+        assert (stand.lab.vm.stats() or {})["guest"]["state"] == "running"
         assert stand.stall(0).length_ns == 0
         for wrong in (-1, 10**12, "1ms"):
             with pytest.raises(CommandFailed, match="is stalled for 0 to"):

@@ -120,7 +120,7 @@ def test_connections_that_close_during_the_migration_end_cleanly(lab: Lab) -> No
     migrate(lab)
     closer.join(DEADLINE_S)
     assert ended == [b"last words"] * len(closing)
-    stats = lab.guest_stats()
+    stats = lab.vm.stats()
     assert stats is not None
     assert stats["guest"]["resets"] == stats["guest"]["faults"] == 0
 

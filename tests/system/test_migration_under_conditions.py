@@ -73,7 +73,7 @@ def move(folder: Path, options: Options, asked: Mapping[str, tuple[Conditions, C
             for answer in lab.migrate(lambda _: None, 60, []):
                 assert "error" not in answer
             lab.watch(AFTERMATH_S, lambda _: None)
-            stats = lab.guest_stats()
+            stats = lab.vm.stats()
             assert stats is not None
             figures = {name: link.figures() for name, link in links.items()}
             summaries = lab.stop_clients([(begun_ns, time.monotonic_ns())])

@@ -69,7 +69,10 @@ def test_a_blackout_that_the_lun_does_not_explain_is_told(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_thaw = migration(34_000.0, **LUN_MS | {"mount": 0.0, "thaw": 6800.0})
-    monkeypatch.setattr(bench, "run_options", lambda options, *_: run_of(options, *[slow_thaw] * options.migrations))
+    def run(options: Options, *_: Any) -> SimpleNamespace:
+        return run_of(options, *[slow_thaw] * options.migrations)
+
+    monkeypatch.setattr(bench, "run_options", run)
     assert not by_name("quick", setting)["share of the LUN's way"].holds
 
 
@@ -97,7 +100,7 @@ def test_a_durable_bench_in_which_nothing_was_acknowledged_has_shown_nothing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        bench, "run", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
+        bench, "run_options", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
     )
     assert not by_name("durable", setting)["writes acknowledged"].holds
 
