@@ -16,11 +16,12 @@ from testbed.experiment import outcome
 from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.course import Course, Witness, running_stats
+from testbed.experiment.link_figures import link
 from testbed.experiment.machine import instrument
 from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
-from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Ram, Result
+from testbed.measure.result import Guest, LinkFigures, Migration, Outcome, ProgramRun, Ram, Result
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
@@ -39,6 +40,7 @@ class _Found:
     """What each guest says of itself; None of one that does not run."""
     owners: Mapping[str, str]
     programs: Sequence[ProgramRun]
+    links: Sequence[LinkFigures]
     events: list[dict[str, Any]]
     surroundings: dict[str, Any]
 
@@ -130,13 +132,20 @@ def _performed(
         usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
         surroundings |= {name: _by_name(used) for name, used in usage.items()}
         owners = {name: guest.owner for name, guest in lab.vms.items()}
+        links = [
+            link(name, figures, lab.links.soundings.get(name))
+            for name, figures in lab.links.figures().items()
+        ]
         capturing.stop()
         programs, events = lab.programs.runs(), lab.recorder.events
-    return _Found(course, summaries, stats, owners, programs, events, surroundings)
+    return _Found(course, summaries, stats, owners, programs, links, events, surroundings)
 
 
 def _baseline(lab: Lab, witness: Witness) -> None:
     """Normal service, before anything happens."""
+    if lab.links.are_conditioned:
+        witness.say("links: measured under their conditions")
+        lab.links.sound()
     connections = lab.start_clients()
     lab.start_client_programs("baseline")
     baseline_s = lab.scenario.baseline_ns / 1e9
@@ -175,6 +184,7 @@ def _result(scenario: Scenario, started_at: str, found: _Found, options: dict[st
         checks=waived(checks, scenario.waive),
         migrations=migrations,
         programs=list(found.programs),
+        links=list(found.links),
         scenario=scenario.as_json(),
         options=options,
         environment=found.surroundings,

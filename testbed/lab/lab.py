@@ -17,6 +17,7 @@ import psutil
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
+from netns.stubborn import StubbornSwitch
 from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
@@ -40,6 +41,7 @@ PROGRAM_GRACE_S = 5.0
 """How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
     "netns.capture",
+    "netns.stubborn",
     "numpy",
     "pyroute2",
     "scapy.layers.inet6",
@@ -109,6 +111,7 @@ class Lab:
             self._start_agents(stack, peer_deadline_s)
             observer.wait_ready(READY_DEADLINE_S)
             self.programs = stack.enter_context(Programs(folder))
+            self._stubborn = self._make_switch_stubborn(stack)
             self.links = stack.enter_context(LabLinks(scenario, self.topology))
             self._stack = stack.pop_all()
 
@@ -142,6 +145,18 @@ class Lab:
         )
         self._processes.append(stack.enter_context(observer))
         return observer
+
+    def _make_switch_stubborn(self, stack: ExitStack) -> StubbornSwitch | None:
+        """From here on it believes of the guests' addresses what it knew, until that has aged, if so
+        asked."""
+        network = self.scenario.network
+        if network.relearn:
+            return None
+        assert network.switch_ageing_ns is not None
+        macs = {mac.hex(":") for guest in self.vms.values() for mac in guest.description.identity.macs}
+        switch = self.topology.namespace(planned.SWITCH)
+        stubborn = StubbornSwitch(switch, planned.BRIDGE, sorted(macs), network.switch_ageing_ns)
+        return stack.enter_context(stubborn)
 
     @property
     def vm(self) -> LabGuest:
@@ -297,16 +312,31 @@ class Lab:
             timeout_s = min(timeout_s, patience_s)
         agents = all_agents(self.vms)
         sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
+        sources += [] if self._stubborn is None else [self._stubborn]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
                 agent.take()
-        events = self.programs.take()
+        events = [*self.programs.take(), *self._beliefs()]
         self.recorder.events += events
         if self.recorder in found:
             events += self.recorder.receive()
         for event in events:
             on_event(event)
+
+    def _beliefs(self) -> list[dict[str, Any]]:
+        """What a stubborn switch has begun to believe, or has given up."""
+        news = [] if self._stubborn is None else self._stubborn.read()
+        return [
+            {
+                "t_ns": one.t_ns,
+                "source": planned.SWITCH,
+                "event": "pinned" if one.pinned else "let-go",
+                "mac": one.mac,
+                "port": one.port,
+            }
+            for one in news
+        ]
 
     def usage(self) -> list[Usage]:
         """What each process of the lab holds now: agents and clients."""

@@ -41,6 +41,7 @@ _WRITTEN_CONDITIONS = {
     "reordering": "reorder",
     "queue_frames": "queue",
 }
+_SHORTEST_AGEING_NS = 10_000_000
 CLIENT_NETWORKS = {4: "10.7.0.0/24", 6: "fd07::/64"}
 
 
@@ -78,6 +79,8 @@ class Network(Part):
                 "bandwidth: is that of a wire of its own; a shared network has the hosts' links: "
                 "[[link]] name = a host, rate = ..."
             )
+        if self.switch_ageing_ns is not None and self.switch_ageing_ns < _SHORTEST_AGEING_NS:
+            raise ValueError("switch_ageing: at least 10ms")
         if not self.relearn and self.switch_ageing_ns is None:
             raise ValueError("relearn: without it the switch must age: give switch_ageing too")
         return self

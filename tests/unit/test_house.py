@@ -88,7 +88,6 @@ PURE = (
     "testbed/experiment/outcome.py",
     "testbed/experiment/tables.py",
     "testbed/experiment/link_figures.py",
-    "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
     "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
