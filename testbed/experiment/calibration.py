@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from testbed.experiment.stand import CLIENT, Stand
 from testbed.experiment.trials import COUNTS, PAUSES, PAUSES_NS, CountTrial, PauseTrial
 from testbed.measure import calibration as model
 from testbed.measure.accuracy import Deviation, Sight, Spread, Stall, deviation, spread
+from testbed.measure.wire import Wire
 
 WARM_S = 0.3
 """From the first request to the first pause: connections have found their pace by then."""
@@ -75,14 +76,14 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
     for count_trial in COUNTS:
         if request.takes(count_trial.kind):
             counts += _count(count_trial, request, folder, witness)
-    gap_error = errors(spread(one.error_ns for one in deviations if one.error_ns is not None))
     calibration = model.Calibration(
         name=name,
         started_at=started_at,
         machine=this_machine(),
         repeats=request.repeats,
         seed=request.seed,
-        gap_error_ms=gap_error,
+        gap_error_ms=errors(_own(deviations)),
+        gap_bound_ms=errors(_known(deviations)),
         pauses=pauses,
         counts=counts,
         conditions=[],
@@ -103,6 +104,7 @@ def _pause(
     phase = random.Random(f"{request.seed} {trial.name}")
     stalls: list[Stall] = []
     with Stand(trial.program, 1, folder / f"pauses-{trial.name}", request.client) as stand:
+        stand.tap("client1")
         stand.start("client1", [trial.request])
         stand.rest(WARM_S)
         for done, duration_ns in enumerate(order, 1):
@@ -111,9 +113,10 @@ def _pause(
             witness.advance(done, len(order))
         stand.rest(CALM_S)
         report = stand.stop("client1", [stall.window for stall in stalls])
+        wire = stand.tapped() if trial.on_wire else Wire(())
         surroundings = stand.environment()
     looks = zip(stalls, report["during"], strict=True)
-    return [_looked_at(trial, stall, during) for stall, during in looks], surroundings
+    return [_looked_at(trial, stall, during, wire) for stall, during in looks], surroundings
 
 
 def _order(request: Request) -> list[int]:
@@ -126,18 +129,26 @@ def _order(request: Request) -> list[int]:
     ]
 
 
-def _looked_at(trial: PauseTrial, stall: Stall, during: dict[str, Any]) -> Deviation:
+def _looked_at(trial: PauseTrial, stall: Stall, during: dict[str, Any], wire: Wire) -> Deviation:
     """`during` is the probe's own report of the window of `stall`."""
-    longest_ns, at_ns = during["longest_ns"], during["longest_at_ns"]
-    sight = None if longest_ns is None else Sight(longest_ns, at_ns)
-    return deviation(trial.definition, trial.interval_ns, stall, sight)
+    if during["longest_ns"] is None:
+        return deviation(trial.definition, trial.interval_ns, stall, None)
+    sight = Sight(during["longest_ns"], during["longest_at_ns"])
+    found = deviation(trial.definition, trial.interval_ns, stall, sight)
+    there = wire.wait(trial.definition, trial.interval_ns, sight)
+    if there is None:
+        return found
+    late_ns = sight.ended_ns(trial.definition, trial.interval_ns) - there.ended_ns
+    return replace(found, own_ns=sight.longest_ns - there.length_ns, late_ns=late_ns)
 
 
 def pauses_of(trial: PauseTrial, deviations: Sequence[Deviation]) -> model.Pauses:
     """One probe's figures from all that it made of the pauses."""
     made = [one for one in deviations if one.stall.asked_ns]
     quiet = [one for one in deviations if not one.stall.asked_ns]
-    error = errors(_known(made))
+    error, own = errors(_known(made)), errors(_own(made))
+    late = errors(spread(one.late_ns for one in made if one.late_ns is not None))
+    held_to = [own, late] if own is not None else [error]
     return model.Pauses(
         name=trial.name,
         kind=trial.kind,
@@ -150,8 +161,10 @@ def pauses_of(trial: PauseTrial, deviations: Sequence[Deviation]) -> model.Pause
             for asked_ns in sorted({one.stall.asked_ns for one in deviations})
         ],
         error=error,
+        own=own,
+        late=late,
         of_pause=errors(spread(one.of_pause_ns for one in made)),
-        holds=error is None or abs(error.median) < model.GAP_ERROR_MS,
+        holds=all(abs(one.median) < model.GAP_ERROR_MS for one in held_to if one is not None),
     )
 
 
@@ -164,12 +177,17 @@ def _length(asked_ns: int, deviations: Sequence[Deviation]) -> model.Length:
         measured_ms=_ms(statistics.median(one.measured_ns for one in deviations)),
         unnoticed=sum(one.error_ns is None for one in deviations),
         error=errors(_known(deviations)),
+        own=errors(_own(deviations)),
         of_pause=of_pause,
     )
 
 
 def _known(deviations: Iterable[Deviation]) -> Spread | None:
     return spread(one.error_ns for one in deviations if one.error_ns is not None)
+
+
+def _own(deviations: Iterable[Deviation]) -> Spread | None:
+    return spread(one.own_ns for one in deviations if one.own_ns is not None)
 
 
 def errors(found: Spread | None) -> model.Errors | None:

@@ -12,12 +12,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+from netns import pcapng
+from netns.capture import Captures, Tapped, read_clocks
+from netns.capture_file import Reading
 from netns.forkserver import spawn
 from testbed.clients.control import ClientControl
 from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
 from testbed.measure.accuracy import Stall
+from testbed.measure.wire import SNAP_BYTES, Wire, frame
 from testbed.scenario.options import Options
 
 CLIENT = "testbed.clients.main:main"
@@ -85,6 +89,25 @@ class Stand:
         """Let the guest serve and the clients ask for so long."""
         self.lab.watch(duration_s, _nothing)
 
+    def tap(self, name: str) -> None:
+        """From now on capture what passes over the link of the client `name`, until :meth:`tapped`."""
+        link = Tapped((name, "eth0"), (planned.SWITCH, name), SNAP_BYTES)
+        self._begun = read_clocks()
+        self._captures = self._stack.enter_context(Captures(self.lab.topology, {name: link}, self.folder))
+
+    def tapped(self) -> Wire:
+        """What passed there. The capture itself is let go of: it is large, and says no more."""
+        self._captures.stop()
+        ended = read_clocks()
+        (made,) = self._captures.write()
+        read = pcapng.read(made.file.read_bytes())
+        made.file.unlink()
+        frames = (
+            frame(_monotonic_ns(one.t_ns, self._begun, ended), one.direction == pcapng.OUTBOUND, one.data)
+            for one in read.packets
+        )
+        return Wire(one for one in frames if one is not None)
+
     def stall(self, duration_ns: int) -> Stall:
         """Stop the guest for about `duration_ns`; how long it really was. Zero stops nothing."""
         if not duration_ns:
@@ -116,3 +139,10 @@ class Stand:
 
 
 def _nothing(_event: dict[str, Any]) -> None: ...
+
+
+def _monotonic_ns(realtime_ns: int, begun: Reading, ended: Reading) -> int:
+    """What CLOCK_MONOTONIC showed when CLOCK_REALTIME showed that, between two readings of both: their
+    distance is taken to change evenly."""
+    whole_ns, change_ns = ended.realtime_ns - begun.realtime_ns, ended.apart_ns - begun.apart_ns
+    return realtime_ns - begun.apart_ns - change_ns * (realtime_ns - begun.realtime_ns) // max(whole_ns, 1)

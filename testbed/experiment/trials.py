@@ -28,6 +28,8 @@ class PauseTrial:
     probe: Mapping[str, Any]
     definition: Definition
     interval_ns: int
+    on_wire: bool = True
+    """Whether its waits can be found again in a capture: each begins with a frame."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ PAUSES = (
     PauseTrial("open-loop", "open-loop", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
-    PauseTrial("ramp", "ramp", "ramp", {"rate_bytes_per_s": 1 << 28}, REQUEST, _BRIDGED_NS),
+    PauseTrial("ramp", "ramp", "ramp", {"rate_bytes_per_s": 1 << 28}, REQUEST, _BRIDGED_NS, False),
 )
 
 _BYTES = {"bytes_lost": "lost", "bytes_duplicated": "doubled", "bytes_corrupted": "altered"}

@@ -54,6 +54,7 @@ PURE = (
     "testbed/measure/continuity.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
+    "testbed/measure/wire.py",
     "testbed/migration/errors.py",
     "testbed/migration/ownership.py",
     "testbed/migration/phases.py",
