@@ -22,6 +22,7 @@ from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
 from testbed.measure.accuracy import Stall
 from testbed.measure.wire import SNAP_BYTES, Wire, frame
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 CLIENT = "testbed.clients.main:main"
@@ -57,14 +58,14 @@ class Stand:
         self._entry = client
         self._clients: dict[str, ClientControl] = {}
         with ExitStack() as stack:
-            self.lab = stack.enter_context(Lab(options_for(program, clients), folder))
-            self._tracker = self.lab.boot(())["tracker"]
+            self.lab = stack.enter_context(Lab(scenario_of(options_for(program, clients)), folder))
+            self._tracker = self.lab.boot()[self.lab.vm.name]["tracker"]
             self._stack = stack.pop_all()
 
     def start(self, name: str, probes: Sequence[Mapping[str, Any]]) -> None:
         """Have the client `name` (client1, ...) probe the guest. Raises ClientFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        address = planned.GUEST_IPV4.split("/")[0]
+        address = self.lab.vm.vm.ipv4
         argument = {
             "name": name,
             "probes": [{"address": address, **probe} for probe in probes],
@@ -114,12 +115,12 @@ class Stand:
             now_ns = time.monotonic_ns()
             return Stall(0, now_ns, now_ns)
         order = {"do": "stall", "duration_ns": duration_ns}
-        told = self.lab.agents[self.lab.owner].line.ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
+        told = self.lab.vm.line(self.lab.vm.owner).ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
         return Stall(duration_ns, told["paused_ns"], told["running_ns"])
 
     def program_stats(self) -> dict[str, Any]:
         """What the guest's program says of itself now."""
-        stats = self.lab.guest_stats() or {}
+        stats = self.lab.vm.stats() or {}
         return dict(stats["guest"]["program"])
 
     def environment(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
+    ("testbed.memory", "testbed.tcp", "testbed.udp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.faults",),
@@ -38,12 +38,15 @@ ROWS = (
 neighbour in its row, never from above."""
 
 PURE = (
+    "netns/capture_file.py",
     "netns/conditions.py",
     "netns/link_figures.py",
     "netns/passage.py",
+    "netns/pcapng.py",
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
+    "testbed/clients/packet_log.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
@@ -52,6 +55,7 @@ PURE = (
     "testbed/experiment/trials.py",
     "testbed/measure/accuracy.py",
     "testbed/measure/continuity.py",
+    "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
     "testbed/measure/wire.py",
@@ -62,6 +66,14 @@ PURE = (
     "testbed/migration/strategy.py",
     "testbed/migration/target.py",
     "testbed/migration/wire.py",
+    "testbed/report/page/charts.py",
+    "testbed/report/page/dots.py",
+    "testbed/report/page/packed.py",
+    "testbed/report/page/sieve.py",
+    "testbed/report/page/story.py",
+    "testbed/report/page/tables.py",
+    "testbed/report/page/view.py",
+    "testbed/report/page/words.py",
     "testbed/experiment/checks.py",
     "testbed/experiment/comparison.py",
     "testbed/scenario/fitting.py",
@@ -69,6 +81,7 @@ PURE = (
     "testbed/scenario/model.py",
     "testbed/scenario/omissions.py",
     "testbed/scenario/options.py",
+    "testbed/experiment/marks.py",
     "testbed/scenario/parts.py",
     "testbed/scenario/probing.py",
     "testbed/scenario/quantities.py",
@@ -78,6 +91,7 @@ PURE = (
     "testbed/experiment/link_figures.py",
     "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
+    "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
     "testbed/scenario/words.py",
@@ -88,6 +102,7 @@ PURE = (
     "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
+    "testbed/udp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
 

@@ -96,6 +96,8 @@ class Film {
   // Where the switch sends the guest's frames: as it was seen to learn, else as it was last announced.
   direction(at) {
     const {move} = this;
+    const learned = move.learned.findLast(one => one[0] <= at);
+    if (learned) return learned[1];
     if (move.relearned !== null && !this.returned) return at >= move.relearned ? move.target : move.source;
     return move.announced.findLast(one => one[0] <= at)?.[1] ?? move.source;
   }
@@ -134,7 +136,8 @@ class Film {
       say(at, announcers.has(host) ? `${host} announces the guest once more.` : `${host} announces the guest: the network learns where it is${host === target ? " now" : " again"}.`);
       announcers.add(host);
     }
-    say(move.relearned, `The switch's table points to ${target}.`);
+    if (move.learned.length) for (const [at, port] of move.learned) say(at, `The switch learns that the guest is at ${port}.`);
+    else say(move.relearned, `The switch learns that the guest is at ${target}.`);
     say(this.mark("verified"), "The two copies are equal.");
     say(this.mark("claimed"), `The storage says: it is ${target}'s.`);
     say(this.mark("committed"), `Commit: from here on the guest is ${target}'s.`);

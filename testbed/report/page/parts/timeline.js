@@ -3,6 +3,7 @@
 // connections from the sending to the answer.
 
 const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48;
+const TABLES = {"neighbour": "client0", "forwarding": "relearn", "announcement-seen": "announce"};  // and their colours
 
 class Timeline {
   constructor(root, run) {
@@ -115,8 +116,12 @@ class Timeline {
     const moves = this.run.data.moves, hosts = this.run.data.topology.hosts;
     const lanes = hosts.map(host => ({name: host, draw: (context, y) => moves.forEach(move => this.drawPhases(context, y, move, host))}));
     lanes.push({name: "rounds", draw: (context, y) => moves.forEach(move => this.drawRounds(context, y, move))});
-    lanes.push({name: "network", draw: (context, y) => moves.forEach(move => this.drawNetwork(context, y, move))});
-    const others = this.run.data.others.filter(one => !["probes-begin", "probes-end"].includes(one.kind));
+    const {others: all} = this.run.data, tables = all.filter(one => one.kind in TABLES);
+    lanes.push({name: "network", draw: (context, y) => {
+      moves.forEach(move => this.drawNetwork(context, y, move, tables.some(one => one.kind === "forwarding")));
+    }});
+    if (tables.length) lanes.push({name: "tables", draw: (context, y) => this.drawOthers(context, y, tables)});
+    const others = all.filter(one => !(one.kind in TABLES) && !["probes-begin", "probes-end"].includes(one.kind));
     if (others.length) lanes.push({name: "events", draw: (context, y) => this.drawOthers(context, y, others)});
     return lanes;
   }
@@ -184,13 +189,13 @@ class Timeline {
     }
   }
 
-  drawNetwork(context, y, move) {
+  drawNetwork(context, y, move, told) {
     const cut = this.at(move, "cut"), released = this.at(move, "frames-released") ?? this.at(move, "running-again");
     if (cut !== null && released !== null && move.held !== null) {
       this.bar(context, y, cut, released, "hold", "frames held", `frames held: ${move.held}, released ${move.released}, dropped ${move.dropped}`, 10);
     }
     for (const [at, host] of move.announced) this.tick(context, y, at, "announce", `${host} announced: the guest is here`);
-    if (move.relearned !== null) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
+    if (move.relearned !== null && !told) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
   }
 
   at(move, name) {
@@ -200,7 +205,7 @@ class Timeline {
 
   drawOthers(context, y, kinds) {
     for (const {kind, each, columns, count} of kinds) {
-      if (each) for (const [at, source, text] of each) this.tick(context, y, at, "other", `${source}: ${kind}${text ? `, ${text}` : ""}`);
+      if (each) for (const [at, source, text] of each) this.tick(context, y, at, TABLES[kind] ?? "other", `${source}: ${kind}${text ? `, ${text}` : ""}`);
       else columns.forEach((number, i) => {
         if (number) this.bar(context, y, this.span[1] * i / columns.length, this.span[1] * (i + 1) / columns.length, "other", "", `${kind}: ${many(number)} of ${many(count)} (only counted)`, 6);
       });
