@@ -19,7 +19,16 @@ from typing import Any, Protocol
 
 from testbed.experiment.machine import this_machine
 from testbed.experiment.stand import CLIENT, Stand
-from testbed.experiment.trials import COUNTS, PAUSES, PAUSES_NS, CountTrial, PauseTrial
+from testbed.experiment.trials import (
+    CONDITIONS,
+    COUNTS,
+    PAUSES,
+    PAUSES_NS,
+    ConditionTrial,
+    CountTrial,
+    PauseTrial,
+    Reading,
+)
 from testbed.measure import calibration as model
 from testbed.measure.accuracy import Deviation, Sight, Spread, Stall, deviation, spread
 from testbed.measure.wire import Wire
@@ -33,6 +42,10 @@ PHASE_S = 0.02
 """Up to so much more, at random: several turns of the slowest probe."""
 COUNTING_S = 0.8
 """For so long wrong is done to a probe."""
+
+PLAIN_S = 0.4
+CONDITIONED_S = 1.5
+"""How long a link is as it is, and then as it is made."""
 
 
 class Witness(Protocol):
@@ -76,6 +89,11 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
     for count_trial in COUNTS:
         if request.takes(count_trial.kind):
             counts += _count(count_trial, request, folder, witness)
+    conditions: list[model.Condition] = []
+    left_out: list[str] = []
+    for condition_trial in CONDITIONS:
+        if request.takes(condition_trial.kind):
+            conditions += _condition(condition_trial, request, folder, witness, left_out)
     calibration = model.Calibration(
         name=name,
         started_at=started_at,
@@ -86,9 +104,9 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
         gap_bound_ms=errors(_known(deviations)),
         pauses=pauses,
         counts=counts,
-        conditions=[],
-        left_out=[],
-        holds=all(one.holds for one in pauses) and all(one.holds for one in counts),
+        conditions=conditions,
+        left_out=left_out,
+        holds=all(one.holds for part in (pauses, counts, conditions) for one in part),
         environment=surroundings,
     )
     (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2) + "\n")
@@ -229,6 +247,51 @@ def count_of(trial: CountTrial, what: str, done: int, found: int) -> model.Count
         done=done,
         found=found,
         holds=done == found and done > 0,
+    )
+
+
+def _condition(
+    trial: ConditionTrial, request: Request, folder: Path, witness: Witness, left_out: list[str]
+) -> list[model.Condition]:
+    """Bring conditions about on a client's link, and see what its probe makes of them; what nobody can say
+    the truth of is added to `left_out`."""
+    asked = trial.conditions.of_a_wire().describe()
+    witness.say(f"conditions: {trial.name} with {asked} in each direction")
+    with Stand(trial.program, 1, folder / f"{trial.name}-with-{asked}", request.client) as stand:
+        stand.start("client1", [trial.request])
+        stand.rest(PLAIN_S)
+        plain = stand.report("client1")
+        stand.impair("client1", trial.conditions)
+        if any(reading.added for reading in trial.readings):
+            stand.rest(CALM_S)
+            stand.report("client1")  # what was under way when it changed
+        stand.rest(CONDITIONED_S)
+        report = stand.stop("client1")
+        told = stand.impaired("client1")
+    found = []
+    for reading in trial.readings:
+        true = reading.true(told)
+        if true is None:
+            left_out.append(f"{trial.name}, {reading.what}: {told.backend} does not say what it did")
+        else:
+            measured = reading.of(report) - (reading.of(plain) if reading.added else 0.0)
+            found.append(condition_of(trial, reading, true, measured))
+    return found
+
+
+def condition_of(trial: ConditionTrial, reading: Reading, true: float, measured: float) -> model.Condition:
+    error = measured - true
+    return model.Condition(
+        name=trial.name,
+        kind=trial.kind,
+        what=reading.what,
+        unit=reading.unit,
+        asked=trial.asked,
+        true=round(true, 4),
+        measured=round(measured, 4),
+        error=round(error, 4),
+        allowed=reading.allowed,
+        holds=abs(error) <= reading.allowed and true > 0,
     )
 
 
