@@ -58,6 +58,7 @@ PURE = (
     "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
+    "testbed/measure/wire.py",
     "testbed/migration/errors.py",
     "testbed/migration/ownership.py",
     "testbed/migration/phases.py",
