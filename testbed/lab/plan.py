@@ -20,7 +20,7 @@ GUEST_IPV4 = "10.7.0.10/24"
 GUEST_IPV6 = "fd07::10/64"
 GUEST_MAC = "02:00:00:00:00:42"
 PER_HOST_MACS = {"host-a": "02:00:00:00:0a:42", "host-b": "02:00:00:00:0b:42"}
-PORTS = {"echo": 7000, "ramp": 7001, "kv": 6379, "kv-durable": 6379, "http": 80}
+PORTS = {"echo": 7000, "ramp": 7001, "bulk": 7002, "kv": 6379, "kv-durable": 6379, "http": 80}
 STORAGE = "storage"
 STORAGE_LINK = "stor0"
 STORAGE_ADDRESS = {"host-a": "10.5.0.1", "host-b": "10.5.0.2", STORAGE: "10.5.0.10"}
@@ -145,6 +145,8 @@ def probes(options: Options) -> dict[str, list[dict[str, Any]]]:
 def _main_probe(options: Options, connections: int) -> dict[str, Any]:
     if options.program == "ramp":
         return {"kind": "ramp", "connections": connections}
+    if options.program == "bulk":
+        return {"kind": "download", "connections": connections}
     if options.program == "kv-durable":
         interval_us = options.interval_ns // 1000
         return {"kind": "ledger", "connections": connections, "interval_us": interval_us}
