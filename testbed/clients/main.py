@@ -222,7 +222,8 @@ class Client:
 
     def _save(self, path: Path) -> None:
         """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `handled_ns` (0 where
-        nobody said), `probe` (its number); and what a kind of probe has besides."""
+        nobody said), `probe` (its number); of each probe its kind (`kinds`) and how often it sends
+        (`intervals_ns`, 0 where it has no interval); and what a kind of probe has besides."""
         parts = [probe.samples() for probe in self._probes]
         more = {name: array for probe in self._probes for name, array in probe.arrays().items()}
         try:
@@ -234,6 +235,8 @@ class Client:
                 answered=np.concatenate([part.answered for part in parts]),
                 handled_ns=np.concatenate([_handled(part) for part in parts]),
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
+                kinds=np.array([probe.kind for probe in self._probes], dtype=np.str_),
+                intervals_ns=np.array([getattr(probe, "interval_ns", 0) for probe in self._probes], np.int64),
                 **more,
             )
         except OSError as error:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from netns import syscalls
+from netns import packet, syscalls
 from netns.links import Links
 from netns.namespace import Namespace
-from testbed.kernel import inet_diag, packet, tcp_repair
+from testbed.kernel import inet_diag, tcp_repair
 from testbed.memory import tracking
 
 SOMEWHERE = "02:00:00:00:00:01"

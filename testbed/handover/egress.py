@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import time
 
+from netns import packet
 from netns.namespace import Namespace
-from testbed.kernel import packet
-from testbed.kernel.packet import Jump, ReceiveRing, accept, assemble, load, reject
+from netns.packet import Jump, ReceiveRing, accept, assemble, load, reject
 
 _SLOT_BYTES = 256
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from testbed.kernel import packet
-from testbed.kernel.packet import Goto, Jump, Label, Line, Program, accept, assemble, load, reject
+from netns import packet
+from netns.packet import Goto, Jump, Label, Line, Program, accept, assemble, load, reject
 
 # Offsets in an Ethernet frame (IEEE 802.3), and in what follows its 14 bytes: ARP (RFC 826), IPv4 (RFC 791),
 # IPv6 (RFC 8200), TCP (RFC 9293), neighbour solicitation (RFC 4861, 4.3).

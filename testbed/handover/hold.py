@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from operator import attrgetter
 
+from netns import packet
 from netns.namespace import Namespace
+from netns.packet import Captured, Program, ReceiveRing
 from testbed.handover.filters import Identity, concerning, handshakes
-from testbed.kernel import packet
-from testbed.kernel.packet import Captured, Program, ReceiveRing
 
 SMALL_SLOT_BYTES = 2048
 SMALL_SLOTS = 8192

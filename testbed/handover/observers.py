@@ -6,10 +6,10 @@ import socket
 import time
 from dataclasses import dataclass
 
+from netns import packet
 from netns.namespace import Namespace
 from testbed.handover.announcement import Kind
 from testbed.handover.filters import Identity, claims
-from testbed.kernel import packet
 
 NEIGHBOUR_ADVERTISEMENT = "neighbour-advertisement"
 _SLOT_BYTES = 256

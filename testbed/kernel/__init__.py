@@ -1,3 +1,3 @@
-"""The kernel's interfaces as they are, transcribed: userfaultfd, pagemap, TCP_REPAIR, packet sockets,
-netlink, ptrace. Names and numbers are the kernel's, a failed call raises OSError, nothing is decided here.
+"""The kernel's interfaces as they are, transcribed: userfaultfd, pagemap, TCP_REPAIR, netlink,
+ptrace. Names and numbers are the kernel's, a failed call raises OSError, nothing is decided here.
 """

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from testbed.memory import page_map
 from testbed.memory.digests import PageDigests
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
@@ -189,6 +190,8 @@ class Source:
         self._message_pages = FIRST_MESSAGE_PAGES
         self._pending = PageSet.empty()
         self._undigested = PageSet.empty()
+        self._sent = PageSet.empty()
+        self._sending_ns = 0
         self._final_pages = 0
         self._sent_bytes = 0
         self._frames: list[bytes] = []
@@ -212,6 +215,7 @@ class Source:
         self._phase(Phase.ANNOUNCE, self._give_up)
         resumed_ns = self._phase(Phase.RESUME, self._resume)
         late = self._forward_late_frames()
+        self._trace_last_pages()
         audited = self._phase(Phase.DELETE, self._delete)
         return SourceOutcome(
             tuple(self._rounds),
@@ -309,12 +313,22 @@ class Source:
         return copy
 
     def _trace_round(self, statistics: RoundStatistics, verdict: Verdict | None = None) -> None:
-        fields: dict[str, Any] = asdict(statistics)
+        fields: dict[str, Any] = asdict(statistics) | self._what_was_sent()
         if verdict is not None:
             fields |= {"decision": verdict.decision.value, "expected_ns": verdict.expected_ns}
             fields |= {"reason": verdict.reason}
         self._trace.event("round", **fields)
         self._trace.flush()
+
+    def _what_was_sent(self) -> dict[str, Any]:
+        """When the round's pages began to be sent, and where in RAM they lie (testbed.memory.page_map)."""
+        return {"begin_ns": self._sending_ns, "map": page_map.encode(self._sent, self._vm.ram.pages)}
+
+    def _trace_last_pages(self) -> None:
+        """The same of the last pages: told when the guest runs again, for a map costs as much as some
+        frames."""
+        if self._final_pages:
+            self._trace.event("pages", number=len(self._rounds) + 1, **self._what_was_sent())
 
     def _round(self, number: int) -> RoundStatistics:
         pages = self._pending
@@ -333,6 +347,7 @@ class Source:
         """Send one round; returns the bytes on the wire and how many pages went as zeros. Raises Cancelled
         between two messages."""
         ram = self._vm.ram
+        self._sent, self._sending_ns = pages, self._clock()
         zeros = PageSet.empty() if self._plan.whole else ram.zero(pages)
         sent = self._channel.send(wire.RoundBegin(number, len(pages)), *wire.zero_messages(_runs(zeros)))
         data = pages - zeros
@@ -471,6 +486,7 @@ class Source:
             self._vm.tracker.stop()
         finally:
             self._vm.roll_back([*self._frames, *(returned or ())])
+        self._trace_last_pages()
         self._trace.event("rolled-back", reason=str(error))
         self._trace.flush()
 

@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from testbed.kernel import inet_diag, packet
+from netns import packet
+from testbed.kernel import inet_diag
 from testbed.kernel.tcp_repair import TcpState
 
 _SO_DETACH_FILTER = 27

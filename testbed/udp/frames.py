@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address
 
-from testbed.kernel.packet import ETH_P_IP, ETH_P_IPV6, VNET_HEADER_BYTES
+from netns.packet import ETH_P_IP, ETH_P_IPV6, VNET_HEADER_BYTES
 from testbed.udp.state import Address, Datagram
 
 SENDER_MAC = bytes.fromhex("020000000001")

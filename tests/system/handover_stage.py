@@ -23,7 +23,9 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
+from netns import packet
 from netns.namespace import Namespace, names
+from netns.packet import Jump, Label, accept, assemble, load, reject
 from testbed.handover.delivery import Delivery
 from testbed.handover.filters import Identity
 from testbed.handover.hold import FrameHold, FrameRelease
@@ -37,8 +39,6 @@ from testbed.handover.wiring import (
     GuestWiring,
     wire_hold,
 )
-from testbed.kernel import packet
-from testbed.kernel.packet import Jump, Label, accept, assemble, load, reject
 
 MAC = bytes.fromhex("020000000042")
 OTHER_MAC = bytes.fromhex("020000000043")

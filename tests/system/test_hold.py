@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
+from netns import packet
 from netns.namespace import Namespace
 from testbed.handover import filters
 from testbed.handover.hold import SMALL_SLOTS, FrameHold, FrameRelease
 from testbed.handover.port import GuestPort
 from testbed.handover.wiring import GUEST_PORT, HOLD_END, HOLD_PORT
-from testbed.kernel import netlink, packet
+from testbed.kernel import netlink
 from tests.system import handover_stage as stage
 from tests.unit import test_filters as frames
 

@@ -99,12 +99,12 @@ def test_redis_cli_finds_at_the_target_what_it_stored_at_the_source(lab_of: Any)
     lab = lab_of("kv")
     value = "x" * 100_000
     assert output_of(lab, "redis-cli", "-h", GUEST, "set", "kept", value).strip() == "OK"
-    session = ["redis-cli", "-h", GUEST_IPV6, "-r", "40", "-i", "0.05", "incr", "counter"]
+    session = ["redis-cli", "-h", GUEST_IPV6, "-r", "80", "-i", "0.05", "incr", "counter"]
     with lab.start_program("client1", session) as counting:
         migrate(lab)
         assert counting.poll() is None, "it must still be at work, or nothing was shown"
         output, _ = counting.communicate(timeout=DEADLINE_S)
-    assert [int(line) for line in output.split()] == list(range(1, 41))
+    assert [int(line) for line in output.split()] == list(range(1, 81))
     assert output_of(lab, "redis-cli", "-h", GUEST, "get", "kept").strip() == value
 
 
@@ -122,7 +122,7 @@ def test_curl_keeps_one_connection_through_a_migration(lab_of: Any) -> None:
     require("curl", bool(shutil.which("curl")))
     lab = lab_of("http")
     command = ["curl", "-sS", "--rate", "20/s", "--max-time", "20", "-w", "%{num_connects}\\n"]
-    urls = ["-o", "/dev/null", f"http://{GUEST}/counter"] * 60
+    urls = ["-o", "/dev/null", f"http://{GUEST}/counter"] * 120
     with lab.start_program("client1", [*command, *urls]) as keeping:
         migrate(lab)
         assert keeping.poll() is None, "it must still be at work, or nothing was shown"

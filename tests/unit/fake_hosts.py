@@ -301,11 +301,13 @@ class FakeTarget:
 
 @dataclass
 class Meeting:
-    """A source and a target that were run against each other, and how each of them ended."""
+    """A source and a target that were run against each other, how each of them ended, and the source's
+    events."""
 
     outcome: SourceOutcome | None
     source_error: BaseException | None
     target_error: BaseException | None
+    events: list[dict[str, Any]]
 
 
 def meet(
@@ -331,13 +333,14 @@ def meet(
     thread = threading.Thread(target=run_target)
     thread.start()
     outcome, source_error = None, None
+    trace = Trace("source")
     try:
         plan = plan or Plan(SECRET, b"s" * 16)
-        outcome = Source(source_vm, source_channel, plan, FakeClock(), Trace("source"), cancelled).run()
+        outcome = Source(source_vm, source_channel, plan, FakeClock(), trace, cancelled).run()
     except Exception as error:
         source_error = error
     finally:
         source_channel.close()
         thread.join(DEADLINE_S)
     assert not thread.is_alive()
-    return Meeting(outcome, source_error, target_errors[0] if target_errors else None)
+    return Meeting(outcome, source_error, target_errors[0] if target_errors else None, trace.pending)

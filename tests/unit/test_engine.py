@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.memory import page_map
+from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
 from testbed.migration import wire
 from testbed.migration.errors import Cancelled, CommitInDoubt, NotConverging, PeerLost, PeerRefused
@@ -79,6 +81,43 @@ def test_untouched_and_zero_pages_are_not_sent_as_data() -> None:
     first = meeting.outcome.rounds[0]
     assert (first.pages, first.zero_pages) == (12, 4)
     assert first.bytes == 8 * wire.PAGE
+
+
+def test_where_the_pages_of_a_round_lay_is_told() -> None:
+    pattern = [[1, 2], [40], [], [5]]
+    meeting = meet(guest(pattern, filled=8), FakeTarget())
+    assert meeting.outcome is not None
+    told = [one for one in meeting.events if one["event"] in ("round", "pages")]
+    sent = [np.flatnonzero(page_map.decode(one["map"])).tolist() for one in told]
+    assert sent[0] == list(range(12))
+    assert [len(pages) for pages in sent] == [
+        *(one.pages for one in meeting.outcome.rounds),
+        *([meeting.outcome.final_pages] if meeting.outcome.final_pages else []),
+    ]
+    assert {page for pages in sent[1:] for page in pages} <= {1, 2, 5, 40}
+    assert [one["begin_ns"] for one in told] == sorted(one["begin_ns"] for one in told)
+
+
+@pytest.mark.parametrize("fail_at", ["", "ready"])
+def test_a_map_of_the_last_pages_is_made_when_the_guest_runs_again(
+    fail_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never between the pause and the resume, nor before it runs on here."""
+    source, target = guest(), FakeTarget(fail_at=fail_at)
+    states: list[str] = []
+
+    def watched(pages: PageSet, ram_pages: int) -> str:
+        states.append(source.state)
+        return encode(pages, ram_pages)
+
+    encode = page_map.encode
+    source.tracker.collect = lambda: PageSet.from_indices([3])  # type: ignore[method-assign]
+    monkeypatch.setattr(page_map, "encode", watched)
+    meeting = meet(source, target)
+    assert (meeting.outcome is None) == bool(fail_at)
+    assert [one["event"] for one in meeting.events].count("pages") == 1
+    assert states[-1] == ("running" if fail_at else "given-up")
+    assert "paused" not in states
 
 
 def test_a_page_that_becomes_zero_is_zero_at_the_target() -> None:

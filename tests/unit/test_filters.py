@@ -14,11 +14,11 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
+from netns import packet
+from netns.packet import Goto, Instruction, Jump, Label, accept, assemble, load, matches, reject
 from testbed.handover import announcement
 from testbed.handover.announcement import Kind
 from testbed.handover.filters import Identity, claims, concerning, handshakes
-from testbed.kernel import packet
-from testbed.kernel.packet import Goto, Instruction, Jump, Label, accept, assemble, load, matches, reject
 
 VM = "02:00:00:00:00:42"
 CLIENT = "02:00:00:00:00:01"

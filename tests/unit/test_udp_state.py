@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.kernel.packet import VNET_HEADER_BYTES
+from netns.packet import VNET_HEADER_BYTES
 from testbed.udp import state
 from testbed.udp.frames import checksum, frames
 from testbed.udp.state import Datagram, SocketState, UdpStateError
