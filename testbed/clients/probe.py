@@ -173,6 +173,10 @@ class Probe(ABC):
         """Every sample whose reply is not due any more, and that has not been forgotten."""
         return columns(self.members())
 
+    def arrays(self) -> dict[str, Any]:
+        """What is to be saved beside the samples: arrays by name."""
+        return {}
+
     def live(self) -> dict[str, Any]:
         """Small figures for a live view; `longest_wait_ns` is since the last call and knows of waits under
         way."""

@@ -111,12 +111,13 @@ class Migration(_Model):
 
 
 class Rate(_Model):
-    """What a bulk transfer reached: the medians over milliseconds before, during and after the migrations, in
-    Mbit/s. None where there was no such time."""
+    """What a bulk transfer reached before, during and after the migrations (bytes by time), and its median
+    over milliseconds; in Mbit/s. None where there was no such time."""
 
     before: float | None
     during: float | None
     after: float | None
+    median: float | None
 
 
 class Connection(_Model):

@@ -47,6 +47,7 @@ PURE = (
     "netns/topology.py",
     "testbed/clients/account.py",
     "testbed/clients/packet_log.py",
+    "testbed/clients/throughput.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
