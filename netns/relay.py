@@ -5,7 +5,9 @@ It stands in a namespace of its own with one interface towards each end of the l
 `netns.passage` says so. Frames of 64 KiB with unfinished checksums pass as they are.
 
 Delays count from the kernel's time of a frame's arrival, so what the process is late in reading is not added
-to them; what it is late in writing is, and is measured. The timer's slack is set to nothing.
+to them; what it is late in writing is, and is measured. A wire waits for no processor, so the relay asks for
+a real-time class, and sets its timer's slack to nothing. It cannot starve those whose frames it carries for
+long: while they do not run, they send none.
 
 The conversation on its control socket (SOCK_SEQPACKET, one JSON object a message, one answer to each):
 
@@ -52,8 +54,9 @@ def main(argument: dict[str, Any], fds: Sequence[int]) -> int:
     """Entry for the fork server; `argument` is {"forward": CONDITIONS, "backward": CONDITIONS}, `fds` the
     control socket. Ends when that is closed.
     """
-    with suppress(PermissionError):  # a slower wake-up, which the figures show
-        syscalls.prctl(syscalls.PR_SET_TIMERSLACK, 1)
+    syscalls.prctl(syscalls.PR_SET_TIMERSLACK, 1)
+    with suppress(PermissionError):  # not root of the machine: later wake-ups, which the figures show
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection would hold every frame up
     control = socket.socket(fileno=fds[0])

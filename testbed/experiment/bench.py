@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from netns.conditions import Conditions
+from testbed.experiment import relay_bench
 from testbed.experiment.run import Witness, run
 from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
@@ -40,6 +42,7 @@ QUICK = Options(
 )
 DURABLE = Options(program="kv-durable", disk_bytes=64 << 20)
 ENDURANCE_MIGRATIONS, DURABLE_MIGRATIONS = 100, 200
+FAR_MIGRATIONS = 50
 QUICK_MIGRATIONS, LIVE_BESIDE_QUICK = 2, 5
 LUN_PARTS = ("to the LUN", "flush", "dismount", "mount", "from the LUN")
 NEEDS_BYTES = {"copy": 2 * COPY.ram_bytes, "quick": 3 * QUICK.ram_bytes}
@@ -316,6 +319,37 @@ def quick(setting: Setting) -> Iterator[Figure]:
     yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
 
 
+def relay(setting: Setting) -> Iterator[Figure]:
+    """A link through a relay: frames, bytes, true delays; and 50 migrations under clients 50 ms away."""
+    with relay_bench.standing() as (topology, link):
+        medians_ms, tails_ms = relay_bench.delay_errors_ms(link)
+        yield _median("relay", "10 ms asked: off by", medians_ms, "ms", 0.5)
+        yield _median("relay", "  99th percentile", tails_ms, "ms")
+        rates, overrun = relay_bench.frames_per_s(topology, link)
+        yield _median("relay", "small frames passed", rates, "/s", 20_000, at_most=False)
+        yield _count("relay", "  not asked for and lost", overrun)
+        one_ms = Conditions(delay_ns=relay_bench.MS)
+        if bulk := relay_bench.bulk_mbit(topology, link, one_ms):
+            yield _median("relay", "bulk TCP", bulk, "Mbit/s", 1000, at_most=False)
+            single = relay_bench.bulk_mbit(topology, link, replace(one_ms, loss=1e-6))
+            yield _median("relay", "  in frames of a wire", single, "Mbit/s")
+    folder = setting.folder / "far"
+    folder.mkdir()
+    migrations = max(FAR_MIGRATIONS, setting.migrations)
+    setting.witness.say(f"relay: {migrations} migrations under clients 50 ms away with 0.1 % loss")
+    far = relay_bench.far_clients(SWITCHOVER, folder, setting.witness.event, migrations)
+    clients = far.clients
+    yield _median("relay", "round trip of far clients", far.round_trips_ms, "ms")
+    yield _count("relay", "frames lost on the way", far.lost, None)
+    yield _count("relay", "retransmits", clients.retransmits, None)
+    yield _count("relay", "migrations not completed", migrations - far.completed)
+    yield _count(
+        "relay", "broken, reset, failed connects", clients.broken + clients.resets + clients.failed_connects
+    )
+    damaged = clients.bytes_lost + clients.bytes_duplicated + clients.bytes_corrupted
+    yield _count("relay", "bytes lost, doubled, corrupted", damaged)
+
+
 def _blackouts_ms(result: Result) -> list[float]:
     return [one.blackout_ms or 0 for one in _completed(result)]
 
@@ -334,4 +368,5 @@ BENCHES: dict[str, Bench] = {
     "storage": storage,
     "durable": durable,
     "quick": quick,
+    "relay": relay,
 }

@@ -1,0 +1,181 @@
+"""What a relay in the middle of a link can do: how many frames, how many bytes, how true its delays are; and
+whether clients behind such links stay unbroken.
+
+Rates and delays are measured on a link of its own, two nodes and nothing else. Runs inside a universe.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netns.apply import Topology, apply
+from netns.conditions import Conditions
+from netns.forkserver import ready, spawn
+from netns.impairment import ConditionedLink
+from netns.topology import End, Link, Node, Spec, plan
+from testbed.experiment import outcome
+from testbed.lab import plan as planned
+from testbed.lab.lab import Lab
+from testbed.measure.result import Clients
+from testbed.scenario.options import Options
+
+MS = 1_000_000
+DELAY_NS = 10 * MS
+REPEATS = 5
+FLOOD_S = 1.0
+BULK_S = 2
+FAR_DELAY_NS, FAR_LOSS = 50 * MS, 0.001
+BETWEEN_S = 0.5
+MIGRATION_DEADLINE_S = 60.0
+_DEADLINE_S = 30.0
+_NEAR, _FAR = ("near", "eth0"), ("far", "eth0")
+_NEAR_ADDRESS, _FAR_ADDRESS = "10.9.0.1", "10.9.0.2"
+_PORT = 9000
+_PAYLOAD_BYTES = 64
+
+
+@contextmanager
+def standing() -> Iterator[tuple[Topology, ConditionedLink]]:
+    """A link between two nodes, by the relay."""
+    near = End(*_NEAR, addresses=(f"{_NEAR_ADDRESS}/24",))
+    far = End(*_FAR, addresses=(f"{_FAR_ADDRESS}/24",))
+    spec = Spec((Node("near"), Node("far")), (Link(near, far),))
+    with (
+        apply(plan(spec)) as topology,
+        ConditionedLink(topology, _NEAR, _FAR, backend="relay") as link,
+    ):
+        yield topology, link
+
+
+def delay_errors_ms(link: ConditionedLink) -> tuple[list[float], list[float]]:
+    """By how much the median of a delay of 10 ms is off, and the 99th percentile, of each direction of each
+    repeat: measured from the link's ends.
+    """
+    asked = Conditions(delay_ns=DELAY_NS)
+    link.set(asked, asked)
+    medians: list[float] = []
+    tails: list[float] = []
+    for _ in range(REPEATS):
+        sounding = link.sound()
+        for one in (sounding.forward, sounding.backward):
+            medians.append(abs((one.delay_p50_ns or 0) - DELAY_NS) / MS)
+            tails.append(abs((one.delay_p99_ns or 0) - DELAY_NS) / MS)
+    return medians, tails
+
+
+def frames_per_s(topology: Topology, link: ConditionedLink) -> tuple[list[float], int]:
+    """How many small frames a second pass, of as many as one sender can send, each delayed by 1 ms; and how
+    many the relay could not take.
+    """
+    rates: list[float] = []
+    overrun = 0
+    link.set(Conditions(delay_ns=MS), Conditions.none())
+    with topology.namespace("far").socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind((_FAR_ADDRESS, _PORT))
+        for _ in range(REPEATS):
+            link.restart()
+            argument = {"address": _FAR_ADDRESS, "port": _PORT, "duration_s": FLOOD_S}
+            entry = "testbed.experiment.relay_bench:flood"
+            with spawn(entry, argument, namespace=topology.namespace("near"), name="flood") as sender:
+                sender.wait(_DEADLINE_S)
+            forward = link.figures().forward
+            overrun += forward.overrun or 0
+            if forward.passed_frames and forward.active_ns:
+                rates.append(forward.passed_frames * 1e9 / forward.active_ns)
+    return rates, overrun
+
+
+def flood(argument: dict[str, Any], _fds: Sequence[int]) -> int:
+    """Entry for the fork server: datagrams as fast as they go, for `duration_s`."""
+    ready()
+    payload = bytes(_PAYLOAD_BYTES)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.connect((argument["address"], argument["port"]))
+        end_ns = time.monotonic_ns() + round(argument["duration_s"] * 1e9)
+        while time.monotonic_ns() < end_ns:
+            for _ in range(16):
+                out.send(payload)
+    return 0
+
+
+def bulk_mbit(topology: Topology, link: ConditionedLink, asked: Conditions) -> list[float]:
+    """What one TCP connection reaches, Mbit/s, by iperf3; nothing where there is no iperf3."""
+    if not shutil.which("iperf3"):
+        return []
+    link.set(asked, asked)
+    return [_iperf3_mbit(topology) for _ in range(REPEATS)]
+
+
+def _iperf3_mbit(topology: Topology) -> float:
+    near, far = topology.namespace("near"), topology.namespace("far")
+    with far.entered():
+        server = subprocess.Popen(
+            ["iperf3", "--server", "--one-off", "--forceflush"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+    with server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if b"listening" in line:
+                break
+        command = ["iperf3", "--client", _FAR_ADDRESS, "--time", str(BULK_S), "--json"]
+        with near.entered():
+            client = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        with client:
+            output, _ = client.communicate(timeout=BULK_S + _DEADLINE_S)
+        server.stdout.read()
+    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+@dataclass(frozen=True)
+class Far:
+    """What became of clients behind long, lossy links: migrations that completed, and what the clients saw;
+    the round trip (ms) and the loss that were measured before."""
+
+    completed: int
+    clients: Clients
+    round_trips_ms: list[float]
+    lost: int
+
+
+def far_clients(
+    options: Options,
+    folder: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    migrations: int,
+) -> Far:
+    """Migrate so many times there and back under clients with 50 ms of delay and 0.1 % loss each way."""
+    asked = Conditions(delay_ns=FAR_DELAY_NS, loss=FAR_LOSS, seed=options.seed)
+    completed = 0
+    with Lab(options, folder) as lab, ExitStack() as stack:
+        lab.boot([])
+        clients = planned.client_names(options)
+        links = [
+            stack.enter_context(ConditionedLink(lab.topology, ends.node, ends.far, backend="relay"))
+            for name, ends in planned.links(options).items()
+            if name in clients
+        ]
+        for link in links:
+            link.set(asked, asked)
+        round_trips = [link.sound().round_trip_p50_ns or 0 for link in links]
+        lab.start_clients()
+        lab.watch(BETWEEN_S, on_event)
+        windows = []
+        for _ in range(migrations):
+            begun_ns = time.monotonic_ns()
+            answers = lab.migrate(on_event, MIGRATION_DEADLINE_S, [])
+            windows.append((begun_ns, time.monotonic_ns()))
+            completed += not any("error" in answer for answer in answers)
+            lab.watch(BETWEEN_S, on_event)
+        figures = [link.figures() for link in links]
+        summaries = lab.stop_clients(windows)
+    lost = sum((one.forward.lost or 0) + (one.backward.lost or 0) for one in figures)
+    return Far(completed, outcome.clients(summaries), [ns / MS for ns in round_trips], lost)
