@@ -72,38 +72,48 @@ def delay_errors_ms(link: ConditionedLink) -> tuple[list[float], list[float]]:
     return medians, tails
 
 
-def frames_per_s(topology: Topology, link: ConditionedLink) -> tuple[list[float], int]:
-    """How many small frames a second pass, of as many as one sender can send, each delayed by 1 ms; and how
-    many the relay could not take.
-    """
-    rates: list[float] = []
-    overrun = 0
+@dataclass(frozen=True)
+class Flooded:
+    """What became of small frames sent for a second: how many passed (a second), how many the relay could not
+    take, and how long its processor time was for each (us)."""
+
+    passed_per_s: float
+    overrun: int
+    processor_us: float
+
+
+def flooded(topology: Topology, link: ConditionedLink, rate_per_s: int | None) -> list[Flooded]:
+    """Small frames, each delayed by 1 ms: so many a second, or (None) as many as one sender can send."""
+    results: list[Flooded] = []
     link.set(Conditions(delay_ns=MS), Conditions.none())
     with topology.namespace("far").socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
         heard.bind((_FAR_ADDRESS, _PORT))
         for _ in range(REPEATS):
             link.restart()
-            argument = {"address": _FAR_ADDRESS, "port": _PORT, "duration_s": FLOOD_S}
+            before_ns = link.figures().processor_ns or 0
+            argument = {"address": _FAR_ADDRESS, "port": _PORT, "rate_per_s": rate_per_s}
             entry = "testbed.experiment.relay_bench:flood"
             with spawn(entry, argument, namespace=topology.namespace("near"), name="flood") as sender:
                 sender.wait(_DEADLINE_S)
-            forward = link.figures().forward
-            overrun += forward.overrun or 0
-            if forward.passed_frames and forward.active_ns:
-                rates.append(forward.passed_frames * 1e9 / forward.active_ns)
-    return rates, overrun
+            after = link.figures()
+            passed, active_ns = after.forward.passed_frames or 1, after.forward.active_ns or 1
+            took_us = ((after.processor_ns or 0) - before_ns) / 1e3
+            results.append(Flooded(passed * 1e9 / active_ns, after.forward.overrun or 0, took_us / passed))
+    return results
 
 
 def flood(argument: dict[str, Any], _fds: Sequence[int]) -> int:
-    """Entry for the fork server: datagrams as fast as they go, for `duration_s`."""
+    """Entry for the fork server: datagrams for a second, `rate_per_s` of them or as fast as they go."""
     ready()
     payload = bytes(_PAYLOAD_BYTES)
+    rate_per_s = argument["rate_per_s"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.connect((argument["address"], argument["port"]))
-        end_ns = time.monotonic_ns() + round(argument["duration_s"] * 1e9)
-        while time.monotonic_ns() < end_ns:
-            for _ in range(16):
+        begin_ns, sent = time.monotonic_ns(), 0
+        while (elapsed_ns := time.monotonic_ns() - begin_ns) < FLOOD_S * 1e9:
+            if rate_per_s is None or sent < elapsed_ns * rate_per_s / 1e9:
                 out.send(payload)
+                sent += 1
     return 0
 
 
@@ -118,9 +128,8 @@ def bulk_mbit(topology: Topology, link: ConditionedLink, asked: Conditions) -> l
 def _iperf3_mbit(topology: Topology) -> float:
     near, far = topology.namespace("near"), topology.namespace("far")
     with far.entered():
-        server = subprocess.Popen(
-            ["iperf3", "--server", "--one-off", "--forceflush"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
-        )
+        command = ["iperf3", "--server", "--one-off", "--forceflush"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     with server:
         assert server.stdout is not None
         for line in server.stdout:
