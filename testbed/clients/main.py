@@ -27,6 +27,7 @@ from testbed.clients.bulk import Download, Upload
 from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
+from testbed.clients.http import http_probe
 from testbed.clients.icmp import IcmpProbe
 from testbed.clients.ledger import LedgerProbe
 from testbed.clients.loop import IN, Loop
@@ -39,6 +40,7 @@ from testbed.clients.spec import (
     ClientSpec,
     ClosedLoopSpec,
     DownloadSpec,
+    HttpSpec,
     IcmpSpec,
     LedgerSpec,
     OpenLoopSpec,
@@ -283,7 +285,9 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
         case RampSpec():
             return Ramp(spec, loop, trace, first)
         case ChurnSpec():
-            return Churn(spec, loop, trace, first)
+            return Churn(spec.target, spec.rate_per_s, spec.size, loop, trace, first)
+        case HttpSpec():
+            return http_probe(spec, loop, trace, client, first)
         case LedgerSpec():
             return LedgerProbe(spec, loop, trace, client, first)
         case DownloadSpec():

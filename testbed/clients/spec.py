@@ -88,6 +88,18 @@ class LedgerSpec:
 
 
 @dataclass(frozen=True)
+class HttpSpec:
+    """Each of `connections` gets `path` once each `interval_us`: on a connection that is `kept`, in a closed
+    loop, or on a new one each time, whatever became of those before."""
+
+    target: Target
+    connections: int = 1
+    interval_us: int = 10_000
+    path: str = "/counter"
+    kept: bool = True
+
+
+@dataclass(frozen=True)
 class DownloadSpec:
     """Each of `connections` reads the ramp from a bulk program, as fast as it comes, or at up to
     `rate_bytes_per_s` where that is given."""
@@ -133,6 +145,7 @@ ProbeSpec = (
     | RampSpec
     | ChurnSpec
     | LedgerSpec
+    | HttpSpec
     | DownloadSpec
     | UploadSpec
     | UdpSpec
@@ -145,6 +158,7 @@ KINDS: dict[str, type[ProbeSpec]] = {
     "ramp": RampSpec,
     "churn": ChurnSpec,
     "ledger": LedgerSpec,
+    "http": HttpSpec,
     "download": DownloadSpec,
     "upload": UploadSpec,
     "udp": UdpSpec,
@@ -156,6 +170,7 @@ _PROGRAMS = {
     "ramp": ("ramp",),
     "churn": ("echo",),
     "ledger": ("kv-durable", "kv"),
+    "http": ("http",),
     "download": ("bulk",),
     "upload": ("bulk",),
     "udp": ("echo",),
@@ -259,6 +274,10 @@ def _target(where: str, address: Any, port: Any) -> Target:
 
 def _check_value(where: str, name: str, value: Any, default: Any) -> None:
     assert default is not MISSING
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{where}: `{name}` must be true or false, not {value!r}")
+        return
     if isinstance(default, str):
         if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or " " in value:
             raise SpecError(f"{where}: `{name}` must be a path that begins with /, not {value!r}")

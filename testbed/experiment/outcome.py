@@ -271,7 +271,7 @@ def _rows(client: str, probe: Mapping[str, Any], vm_of: Mapping[str, str]) -> li
             retransmits=int((member or probe).get("retransmits") or 0),
             broken=None if member is None else member.get("broken"),
             vm=vm_of[probe["address"]],
-            **_known(member or {}),
+            **_known(member if member is not None else probe),
         )
         for member in members
     ]
