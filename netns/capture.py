@@ -27,6 +27,7 @@ import os
 import platform
 import select
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from typing import Any, BinaryIO, Self
 from netns.apply import Topology
 from netns.block_ring import BLOCK_BYTES, BlockRing, packets_in
 from netns.capture_file import RECORD, Capture, Clocks, Mark, Reading, write
-from netns.forkserver import Process, ready, spawn
+from netns.forkserver import NotReady, Process, ProcessDied, ready, spawn
 from netns.namespace import Namespace
 
 ENTRY = "netns.capture:main"
@@ -133,7 +134,7 @@ class Captures:
                     for name, link in links.items()
                 ]
                 for tap in self._taps:
-                    tap.process.wait_ready(_READY_DEADLINE_S)
+                    tap.wait_ready()
             except OSError as error:
                 raise CaptureError(f"capture in {folder}: {error.strerror or error}") from error
             self._stack = stack.pop_all()
@@ -211,6 +212,14 @@ class _Tap:
                 )
             self._stack = stack.pop_all()
 
+    def wait_ready(self) -> None:
+        try:
+            self.process.wait_ready(_READY_DEADLINE_S)
+        except ProcessDied as error:
+            raise CaptureError(self._gone()) from error
+        except NotReady as error:
+            raise CaptureError(str(error)) from error
+
     def ask_to_stop(self) -> None:
         try:
             self._control.send(b"stop")
@@ -252,8 +261,8 @@ class _Tap:
         )
 
     def _gone(self) -> str:
-        words = " ".join(self.process.stderr_tail().split()[-40:])
-        return f"capture of {self.name}: its process has ended: {words or 'it wrote nothing'}"
+        lines = self.process.stderr_tail().strip().splitlines()
+        return f"capture of {self.name}: {lines[-1] if lines else 'its process has ended without a word'}"
 
     def __enter__(self) -> Self:
         return self
@@ -295,8 +304,12 @@ def main(argument: Mapping[str, Any], fds: Sequence[int]) -> int:
         rings = []
         for interface, namespace in zip(argument["interfaces"], fds[:2], strict=True):
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            tap = Namespace(interface, namespace).socket(socket.AF_PACKET, kind)
-            rings.append(BlockRing(tap, interface, argument["blocks"], argument["snap_bytes"]))
+            try:
+                tap = Namespace(interface, namespace).socket(socket.AF_PACKET, kind)
+                rings.append(BlockRing(tap, interface, argument["blocks"], argument["snap_bytes"]))
+            except OSError as error:
+                print(f"{interface}: {error.strerror}", file=sys.stderr)
+                return 1
             stack.callback(rings[-1].close)
         emptying = _Emptying(rings, spool, argument["limit_bytes"])
         ready()

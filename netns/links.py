@@ -75,11 +75,13 @@ class Links:
         near_end = {"index": index, "ifname": ifname, "address": mac, "mtu": mtu}
         self._ask(f"veth {ifname}", "link", "add", kind="veth", peer=far_end, **near_end)
 
-    def add_bridge(self, ifname: str, mac: str, mtu: int) -> None:
-        """A bridge, down: no spanning tree, multicast flooded."""
+    def add_bridge(self, ifname: str, mac: str, mtu: int, ageing_ns: int | None = None) -> None:
+        """A bridge, down: no spanning tree, multicast flooded. The kernel counts ageing in hundredths of a
+        second, and looks for what has aged now and then."""
+        ageing = {} if ageing_ns is None else {"br_ageing_time": max(1, ageing_ns // 10_000_000)}
         self._ask(
             f"bridge {ifname}", "link", "add", ifname=ifname, kind="bridge", address=mac, mtu=mtu,
-            br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0,
+            br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0, **ageing,
         )
 
     def enslave(self, ifname: str, bridge: str) -> None:

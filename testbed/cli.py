@@ -13,7 +13,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -29,16 +29,20 @@ from testbed.commands.ending import (
     WRONG_REQUEST,
     fail,
     finish,
-    status_of,
     tell,
     wrong_request,
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
-from testbed.commands.report import NoReport, leave_report, report
+from testbed.commands.report import NoReport, report
+from testbed.commands.run import run, scenarios, validate
+from testbed.commands.showing import Show, run_shown
 from testbed.scenario.options import OptionError, Options
-from testbed.scenario.pcap import DEFAULT_LIMIT, Pcap
+from testbed.scenario.pcap import DEFAULT_LIMIT
 from testbed.scenario.words import options_from
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 app = typer.Typer(
     name="testbed",
@@ -63,8 +67,9 @@ def demo(
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
     with wrong_request():
-        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), _DEFAULT)
-    finish(_run(_DEFAULT, "demo", runs, captured, as_json=False, quiet=quiet, with_report=not no_report))
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(_DEFAULT, "demo")])
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured)
+    finish(_run(_DEFAULT, "demo", runs, show))
 
 
 @app.command()
@@ -174,11 +179,14 @@ def migrate(
             }
         )
         asked.check_name(name)
-        captured = asked.check_pcap(Pcap.asked(pcap, pcap_snap, pcap_limit), options)
-    quiet = quiet or json_
-    finish(_run(options, name, runs, captured, as_json=json_, quiet=quiet, with_report=not no_report))
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(options, name)])
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    finish(_run(options, name, runs, show))
 
 
+app.command()(run)
+app.command()(validate)
+app.command()(scenarios)
 app.command()(compare)
 app.command()(faults)
 app.command()(report)
@@ -312,50 +320,17 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(
-    options: Options,
-    name: str,
-    runs: Path,
-    pcap: Pcap | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-    with_report: bool,
-) -> int:
+def _scenario(options: Options, name: str) -> Scenario:
+    from testbed.scenario.from_options import scenario_of
+
+    return scenario_of(options, name)
+
+
+def _run(options: Options, name: str, runs: Path, show: Show) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(
-            options, name, folder, import_path, pcap, as_json=as_json, quiet=quiet, with_report=with_report
-        )
+        return run_shown(_scenario(options, name), folder, import_path, show, options)
 
     return inside_universe(runs, name, inside)
-
-
-def _show_run(
-    options: Options,
-    name: str,
-    folder: Path,
-    import_path: list[str],
-    pcap: Pcap | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-    with_report: bool,
-) -> int:
-    from rich.console import Console
-
-    from testbed.experiment.run import run
-    from testbed.report.terminal import Progress, show_summary
-
-    console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path, pcap)
-    if as_json:
-        print((folder / "result.json").read_text(), end="")
-    else:
-        show_summary(console, result, str(folder))
-    page = leave_report(folder) if with_report else None
-    if page is not None and not as_json:
-        console.print(f"  {page}", style="dim")
-    return status_of(result)

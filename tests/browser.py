@@ -1,14 +1,16 @@
-"""A real browser without a window, driven over a pipe by the DevTools protocol: what it drew, what it asked the
-network for, and what went wrong in it."""
+"""A real browser without a window, driven over a pipe by the DevTools protocol: what it drew, what it asked
+the network for, and what went wrong in it."""
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +19,22 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DEADLINE_S = 60.0
+_AS_THREE_AND_FOUR = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads commands from descriptor 3 and answers on 4."""
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends of a pipe, above the descriptors that the browser wants to have."""
+    ends = os.pipe()
+    above = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return above[0], above[1]
 
 
 def chromium() -> str | None:
@@ -31,7 +49,8 @@ class BrowserError(Exception):
 class Browser:
     """One browser with one page. As root it runs without its sandbox, which does not work there.
 
-    `errors` are exceptions, errors on the console and failed loads; `requests` every address that was asked for.
+    `errors` are exceptions, errors on the console and failed loads; `requests` every address that was asked
+    for.
     """
 
     def __init__(self) -> None:
@@ -46,13 +65,13 @@ class Browser:
         self._home = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         path = chromium()
         assert path is not None
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        (theirs_in, self._out), (self._in, theirs_out) = _pipe(), _pipe()
         command = [
-            "sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', path, "--headless=new",
-            "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run", "--disable-gpu",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking", "--force-color-profile=srgb",
-            *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
+            sys.executable, "-c", _AS_THREE_AND_FOUR, str(theirs_in), str(theirs_out), path, "--headless=new",
+            "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run",
+            "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--disable-background-networking",
+            "--force-color-profile=srgb", *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
         environment = os.environ | {"HOME": self._home.name}
         self._process = subprocess.Popen(
@@ -139,10 +158,19 @@ class Browser:
     # What one does with a page
 
     def size(self, width: int, height: int, scale: float = 1.0, *, phone: bool = False) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=phone,
+        )
 
     def prefer(self, scheme: str = "light", motion: str = "no-preference") -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": motion}]
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": motion},
+        ]
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open(self, path: Path) -> None:
@@ -163,9 +191,16 @@ class Browser:
         clip = {}
         if whole:
             box = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            clip = {"clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1}, "captureBeyondViewport": True}
+            clip = {
+                "clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1},
+                "captureBeyondViewport": True,
+            }
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"]))
 
     def paper(self, path: Path) -> None:
         """The page as it is printed."""
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]
+            )
+        )

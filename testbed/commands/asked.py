@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from testbed.scenario.options import OptionError, Options
+from testbed.scenario.options import OptionError
 from testbed.scenario.pcap import ALL, Pcap
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 DEFAULT_FOLDER = Path("testbed-runs")
 
@@ -68,21 +73,21 @@ def check_name(name: str) -> None:
         raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
 
 
-def check_pcap(pcap: Pcap | None, options: Options) -> Pcap | None:
-    """`pcap` again. Raises OptionError where it names a link that such a lab does not have."""
+def captured(
+    links: str | None, snap: str | None, limit: str, scenarios: Callable[[], Iterable[Scenario]]
+) -> Pcap | None:
+    """What ``--pcap`` and its companions ask for. Raises OptionError, also where one of `scenarios` has no
+    such link."""
+    pcap = Pcap.asked(links, snap, limit)
     if pcap is not None:
-        from testbed.lab.plan import links
-
-        pcap.chosen(links(options))
+        for scenario in scenarios():
+            pcap.chosen(scenario.link_names)
     return pcap
 
 
 def completed(words: list[str]) -> list[str]:
     """The words of a command line, with what ``--pcap`` means where it stands alone: typer knows no option
     whose value may be left out."""
-    following = [*words[1:], "-"]
-    alone = [
-        word == "--pcap" and (after.startswith("-") or not after)
-        for word, after in zip(words, following, strict=True)
-    ]
-    return [f"{word}={ALL}" if is_alone else word for word, is_alone in zip(words, alone, strict=True)]
+    pairs = zip_longest(words, words[1:], fillvalue="-")
+    alone = {number for number, (word, after) in enumerate(pairs) if word == "--pcap" and after[:1] == "-"}
+    return [f"{word}={ALL}" if number in alone else word for number, word in enumerate(words)]

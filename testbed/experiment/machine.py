@@ -11,12 +11,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import testbed
 from testbed.measure.calibration import Calibration, Machine
 from testbed.measure.result import Instrument
 
 PACKAGE = "live-migration-testbed"
-MEASURING = ("clients/*.py", "measure/accuracy.py", "measure/continuity.py", "guest/machine.py")
+_READING = ("accuracy", "continuity", "wire")
+MEASURING = (
+    "clients/*.py",
+    "measure/accuracy.py",
+    "measure/continuity.py",
+    "measure/wire.py",
+    "guest/machine.py",
+)
 """The code that takes the times and reads them: another text of it is another instrument."""
 
 
@@ -40,7 +46,7 @@ def _processor() -> str:
 
 
 def _instrument() -> str:
-    package = Path(str(testbed.__file__)).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for pattern in MEASURING:
         for path in sorted(package.glob(pattern)):
@@ -66,11 +72,17 @@ def keep(calibration: Calibration) -> Path:
     half = path.with_suffix(".new")
     half.write_text(calibration.model_dump_json(indent=2) + "\n")
     half.replace(path)
-    owner = there.stat()
-    for made in (path, *(one for one in path.parents if one.is_relative_to(there) and one != there)):
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            os.chown(made, owner.st_uid, owner.st_gid)
+    uid, gid = owner_of(there)
+    if os.geteuid() == 0 and uid != 0:
+        for made in (path, *(one for one in path.parents if one.is_relative_to(there) and one != there)):
+            os.chown(made, uid, gid)
     return path
+
+
+def owner_of(folder: Path) -> tuple[int, int]:
+    """The user and the group that have it."""
+    there = folder.stat()
+    return there.st_uid, there.st_gid
 
 
 def last_calibration() -> Calibration | None:
@@ -85,7 +97,7 @@ def last_calibration() -> Calibration | None:
 def instrument() -> Instrument | None:
     """What a run's result says of the instrument's own error."""
     kept = last_calibration()
-    if kept is None or kept.gap_error_ms is None:
+    if kept is None or kept.gap_error_ms is None or kept.gap_bound_ms is None:
         return None
     return Instrument(
         calibrated_at=kept.started_at,
@@ -95,5 +107,6 @@ def instrument() -> Instrument | None:
         version=kept.machine.version,
         gap_error_ms=kept.gap_error_ms.median,
         gap_error_p95_ms=kept.gap_error_ms.p95,
+        gap_bound_ms=kept.gap_bound_ms.median,
         holds=kept.holds,
     )

@@ -11,9 +11,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from netns.conditions import Conditions
 from netns.forkserver import ready, spawn
 from netns.impairment import ConditionedLink
 from netns.topology import End, Link, Node, Spec, plan
-from testbed.experiment import outcome
-from testbed.lab import plan as planned
-from testbed.lab.lab import Lab
-from testbed.measure.result import Clients
+from testbed.experiment.run import Witness, run
+from testbed.measure.result import Result
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
+from testbed.scenario.parts import LinkPart
 
 MS = 1_000_000
 DELAY_NS = 10 * MS
@@ -34,8 +34,6 @@ REPEATS = 5
 FLOOD_S = 1.0
 BULK_S = 2
 FAR_DELAY_NS, FAR_LOSS = 50 * MS, 0.001
-BETWEEN_S = 0.5
-MIGRATION_DEADLINE_S = 60.0
 _DEADLINE_S = 30.0
 _NEAR, _FAR = ("near", "eth0"), ("far", "eth0")
 _NEAR_ADDRESS, _FAR_ADDRESS = "10.9.0.1", "10.9.0.2"
@@ -144,47 +142,11 @@ def _iperf3_mbit(topology: Topology) -> float:
     return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
-@dataclass(frozen=True)
-class Far:
-    """What became of clients behind long, lossy links: migrations that completed, and what the clients saw;
-    the round trip (ms) and the loss that were measured before."""
-
-    completed: int
-    clients: Clients
-    round_trips_ms: list[float]
-    lost: int
-
-
-def far_clients(
-    options: Options,
-    folder: Path,
-    on_event: Callable[[dict[str, Any]], None],
-    migrations: int,
-) -> Far:
+def far_clients(options: Options, folder: Path, witness: Witness, migrations: int) -> Result:
     """Migrate so many times there and back under clients with 50 ms of delay and 0.1 % loss each way."""
-    asked = Conditions(delay_ns=FAR_DELAY_NS, loss=FAR_LOSS, seed=options.seed)
-    completed = 0
-    with Lab(options, folder) as lab, ExitStack() as stack:
-        lab.boot([])
-        clients = planned.client_names(options)
-        links = [
-            stack.enter_context(ConditionedLink(lab.topology, ends.node, ends.far, backend="relay"))
-            for name, ends in planned.links(options).items()
-            if name in clients
-        ]
-        for link in links:
-            link.set(asked, asked)
-        round_trips = [link.sound().round_trip_p50_ns or 0 for link in links]
-        lab.start_clients()
-        lab.watch(BETWEEN_S, on_event)
-        windows = []
-        for _ in range(migrations):
-            begun_ns = time.monotonic_ns()
-            answers = lab.migrate(on_event, MIGRATION_DEADLINE_S, [])
-            windows.append((begun_ns, time.monotonic_ns()))
-            completed += not any("error" in answer for answer in answers)
-            lab.watch(BETWEEN_S, on_event)
-        figures = [link.figures() for link in links]
-        summaries = lab.stop_clients(windows)
-    lost = sum((one.forward.lost or 0) + (one.backward.lost or 0) for one in figures)
-    return Far(completed, outcome.clients(summaries), [ns / MS for ns in round_trips], lost)
+    scenario = scenario_of(replace(options, migrations=migrations), "far")
+    far = [
+        LinkPart(name=client.name, delay_ns=FAR_DELAY_NS, loss=FAR_LOSS)
+        for client in scenario.clients
+    ]
+    return run(scenario.model_copy(update={"links": tuple(far)}), folder, witness)

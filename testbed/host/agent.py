@@ -1,4 +1,5 @@
-"""The agent of a host: one process that obeys commands, and migrates guests out and in.
+"""The agent of a host: one process that obeys commands, and migrates a guest out and in. Where there are
+several guests each has its own, as each virtual machine has its own monitor.
 
 Commands (see :mod:`.control` for the framing), their arguments and answers::
 
@@ -38,6 +39,7 @@ from netns.forkserver import ready
 from netns.namespace import Namespace
 from testbed.faults.injection import FaultyTrace, SpoilableChannel
 from testbed.faults.kinds import Fault, Side
+from testbed.handover.wiring import PortNames
 from testbed.host.arriving import ArrivingGuest
 from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
@@ -430,8 +432,10 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
-    """Entry of the agent's process: `fds` are the listening control socket, the keeper's line, journal and
-    store, and the descriptors of the guest that an agent before this one left, described in
+    """Entry of the agent's process. `argument`: {"name", "host", "number" (of the guest, from 0, which has
+    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "port_delay_s",
+    "recorder", "deadline_s", "storage", "kept"}; `fds` are the listening control socket, the keeper's line,
+    journal and store, and the descriptors of the guest that an agent before this one left, described in
     ``argument["kept"]``. See :class:`Agent`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -439,9 +443,19 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    namespace, storage = Namespace.open(argument["name"]), storage_from_json(argument["storage"])
-    site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
-    trace = Trace(site.name, Path(argument["recorder"]))
+    host, storage = argument["host"], storage_from_json(argument["storage"])
+    site = Site(
+        host,
+        Namespace.open(host),
+        argument["bridge"],
+        argument["uplink"],
+        storage,
+        argument["name"],
+        PortNames.numbered(argument["number"]),
+        argument["port_delay_s"],
+    )
+    of_all = {} if argument["vm"] is None else {"vm": argument["vm"]}
+    trace = Trace(site.agent, Path(argument["recorder"]), of_all)
     keeper = Keeper(socket.socket(fileno=line), journal, store)
     reception = Reception(socket.socket(fileno=control))
     agent = Agent(site, reception, keeper, trace, argument["deadline_s"])

@@ -4,12 +4,12 @@ the lab cannot do. Pure.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from testbed.clients import spec
 from testbed.faults.kinds import Fault
+from testbed.scenario.parts import client_addresses
 from testbed.scenario.steps import Step
 
 if TYPE_CHECKING:
@@ -48,18 +48,13 @@ def _twice(named: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
         seen[name] = where
 
 
-def client_addresses(number: int) -> tuple[str, str]:
-    """The addresses of the client of this number, from 1: IPv4 and IPv6."""
-    return f"10.7.0.{100 + number}", f"fd07::{100 + number}"
-
-
 def _addresses_twice(scenario: Scenario) -> Iterator[str]:
     seen: dict[str, str] = {}
     for number, client in enumerate(scenario.clients, 1):
-        seen |= {str(ipaddress.ip_address(address)): client.name for address in client_addresses(number)}
+        seen |= dict.fromkeys(client_addresses(number), client.name)
     for vm in scenario.vms:
-        addresses = [str(ipaddress.ip_address(address)) for address in (vm.ipv4, vm.ipv6)]
-        for name, address in zip(("ipv4", "ipv6", "mac_address"), (*addresses, vm.mac_address), strict=True):
+        for name in ("ipv4", "ipv6", "mac_address"):
+            address = getattr(vm, name)
             if address in seen:
                 yield f"vm[{vm.name}].{name}: {address} is {seen[address]}'s already"
             seen[address] = vm.name

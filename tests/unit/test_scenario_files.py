@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.scenario.files import ScenarioError, found, load, on_shelf, parse, read
+from testbed.scenario import shelf
+from testbed.scenario.files import ScenarioError, found, load, parse, read
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import SCHEMA_FILE, Scenario, schema
 from testbed.scenario.options import Options
@@ -152,7 +153,7 @@ WRONG = {
     "nmae = 'x'": "f.toml: unknown key 'nmae'; did you mean name?",
     "[[vm]]\nrma = '1GiB'": "f.toml: vm[1]: unknown key 'rma'; did you mean ram? there are: name, host,",
     "[[vm]]\nram_bytes = 1": "f.toml: vm[1]: unknown key 'ram_bytes'",
-    "[[vm]]\nram = 268435456": "f.toml: vm[1].ram: 268435456 is not a size: a text with a number and its unit",
+    "[[vm]]\nram = 268435456": "f.toml: vm[1].ram: 268435456 is not a size: a text with a number and its uni",
     "[[vm]]\nname = 'db'\nram = '1 gig'": "f.toml: vm[db].ram: '1 gig' is not a size: a number and one of",
     "[[vm]]\nram = '4KiB'": "f.toml: vm[1].ram: 4096 bytes; a guest has whole pages",
     "[[vm]]\nram = '10000001B'": "f.toml: vm[1].ram: 10000001 bytes; a guest has whole pages",
@@ -166,7 +167,7 @@ WRONG = {
     "[[vm]]\nprogram = 'kv'\ndurable = true\ndisk = '1MiB'": "f.toml: vm[1].disk: 1048576 bytes",
     "[[vm]]\nipv4 = '10.7.0.101'": "f.toml: vm[vm1].ipv4: 10.7.0.101 is client1's already",
     "[[vm]]\n[[vm]]\nipv6 = 'fd07::0:10'": "f.toml: vm[vm2].ipv6: fd07::10 is vm1's already",
-    "[[vm]]\n[[vm]]\nmac_address = '02:00:00:00:00:42'": "f.toml: vm[vm2].mac_address: 02:00:00:00:00:42 is vm1's",
+    "[[vm]]\n[[vm]]\nmac_address = '02:00:00:00:00:42'": "f.toml: vm[vm2].mac_address: 02:00:00:00:00:42 is",
     "[[vm]]\nmac_address = '03:00:00:00:00:42'": "f.toml: vm[1].mac_address: '03:00:00:00:00:42' is no",
     "[[vm]]\nipv4 = '10.8.0.1'": "f.toml: vm[1].ipv4: '10.8.0.1' is not an address of the clients' network",
     "[[vm]]\n[[vm]]\nname = 'vm1'": "f.toml: vm: something called vm1 is there already",
@@ -175,57 +176,57 @@ WRONG = {
     "[[client]]\nname = 'A b'": "f.toml: client[A b].name: 'A b' is not a name",
     "[[client]]\non = 'x'": "f.toml: client[client1].on: 'x' is none of switch, host-a, host-b",
     "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program",
-    "[[client]]\nprogram = [{command = []}]": "f.toml: client[1].program[1].command: has 0, and there must be",
+    "[[client]]\nprogram = [{command = []}]": "f.toml: client[1].program[1].command: has 0, and there must b",
     "[vm]\nram = '1GiB'": "f.toml: vm: is a list of tables: each begins with the name in [[double brackets]]",
     "hosts = ['a']": "f.toml: hosts: has 1, and there must be at least 2",
     "hosts = ['a', 'a']": "f.toml: hosts: something called a is there already",
-    "hosts = ['a', 'b', 'c']\n[[vm]]\ndisk = '16MiB'": "f.toml: hosts: shared storage (a guest has a disk) is for",
-    "[[link]]\nname = 'x'": "f.toml: link: there is no link 'x'; there are: client1, host-a, host-b, migration",
+    "hosts = ['a', 'b', 'c']\n[[vm]]\ndisk = '16MiB'": "f.toml: hosts: shared storage (a guest has a disk) i",
+    "[[link]]\nname = 'x'": "f.toml: link: there is no link 'x'; there are: client1, host-a, host-b, migrati",
     "[[link]]\nname = 'client1'\ndelay = '1'": "f.toml: link[client1].delay: '1' is not a duration",
     "[[link]]\nname = 'client1'\nloss = 2": "f.toml: link[client1].loss: 2 is not between 0 and 1",
     "[[link]]\nname = 'client1'\nloss = 'x%'": "f.toml: link[client1].loss: 'x%' is not a share",
-    "[[link]]\nname = 'client1'\nrate = '1bit'": "f.toml: link[client1].rate: 1bit is not between 100kbit and",
-    "[[link]]\nname = 'client1'\n[[link]]\nname = 'client1'\ndirection = 'to-node'": "f.toml: link: a link called",
+    "[[link]]\nname = 'client1'\nrate = '1bit'": "f.toml: link[client1].rate: 1bit is not between 100kbit an",
+    "[[link]]\nname = 'client1'\n[[link]]\nname = 'client1'\ndirection = 'to-node'": "f.toml: link: a link c",
     "[storage]\nrate = '1gbit'": "f.toml: storage: there is none unless a guest has a disk",
     "[migration]\nmode = 'quik'": "f.toml: migration.mode: 'quik' is none of live, stop-and-copy, quick",
     "[migration]\nmode = 'quick'\n[[vm]]\n[[vm]]": "f.toml: migration.mode: quick moves the whole LUN",
-    "[[step]]\nmigrate = 'vm1'\nmode = 'quick'\n[[step]]\nmigrate = 'vm1'": "f.toml: migration.mode: quick moves the",
-    "[storage]\nserver = 'nbdkit'\n[[vm]]\ndisk='1MiB'\n[[vm]]\ndisk='1MiB'": "f.toml: storage.server: nbdkit serves",
+    "[[step]]\nmigrate = 'vm1'\nmode = 'quick'\n[[step]]\nmigrate = 'vm1'": "f.toml: migration.mode: quick m",
+    "[storage]\nserver = 'nbdkit'\n[[vm]]\ndisk='1MiB'\n[[vm]]\ndisk='1MiB'": "f.toml: storage.server: nbdki",
     "[network]\nmigration = 'shared'\nbandwidth = '1gbit'": "f.toml: network.bandwidth: is that of a wire",
     "[network]\nrelearn = false": "f.toml: network.relearn: without it the switch must age",
     "step = []": "f.toml: step: has 0, and there must be at least 1",
     "[[step]]": "f.toml: step[1]: a step has exactly one of migrate, drain, wait, link, run; here none",
-    "[[step]]\nwait = '1s'\nmigrate = 'vm1'": "f.toml: step[1]: a step has exactly one of migrate, drain, wait,",
-    "[[step]]\nwait = '1s'\nto = 'host-a'": "f.toml: step[1].to: does not belong to wait, which takes nothing else",
+    "[[step]]\nwait = '1s'\nmigrate = 'vm1'": "f.toml: step[1]: a step has exactly one of migrate, drain, wa",
+    "[[step]]\nwait = '1s'\nto = 'host-a'": "f.toml: step[1].to: does not belong to wait, which takes nothin",
     "[[step]]\nmigrate = 'vm9'": "f.toml: step[1].migrate: there is no guest 'vm9'; there are: vm1",
     "[[step]]\nmigrate = ['vm1', 'vm1']": "f.toml: step[1].migrate: a guest is named twice",
-    "[[step]]\nmigrate = 'vm1'\nto = 'x'": "f.toml: step[1].to: there is no host 'x'; there are: host-a, host-b",
+    "[[step]]\nmigrate = 'vm1'\nto = 'x'": "f.toml: step[1].to: there is no host 'x'; there are: host-a, hos",
     "[[step]]\nmigrate = 'vm1'\nfault = 'x:y'": "f.toml: step[1].fault: 'x:y' is not PHASE:KIND",
-    "[[step]]\nmigrate = 'vm1'\nfault = 'commit:lun-full'": "f.toml: step[1].fault: commit:lun-full needs shared",
-    "[[vm]]\n[[vm]]\n[[step]]\nmigrate = ['vm1','vm2']\nfault = 'commit:link-reset'": "f.toml: step[1].fault: is made",
+    "[[step]]\nmigrate = 'vm1'\nfault = 'commit:lun-full'": "f.toml: step[1].fault: commit:lun-full needs sh",
+    "[[vm]]\n[[vm]]\n[[step]]\nmigrate = ['vm1','vm2']\nfault = 'commit:link-reset'": "f.toml: step[1].fault",
     "[[step]]\ndrain = 'x'": "f.toml: step[1].drain: there is no host 'x'; there are: host-a, host-b",
     "[[step]]\ndrain = 'host-a'\nto = 'host-a'": "f.toml: step[1].to: 'host-a' is the host that is drained",
     "[[step]]\nlink = 'x'\nreset = true": "f.toml: step[1].link: there is no link 'x'",
-    "[[step]]\nlink = 'client1'\nreset = true\ndelay = '1ms'": "f.toml: step[1].reset: takes all conditions off",
+    "[[step]]\nlink = 'client1'\nreset = true\ndelay = '1ms'": "f.toml: step[1].reset: takes all conditions",
     "[[step]]\nrun = ['ls']": "f.toml: step[1].on: is missing",
-    "[[step]]\nrun = ['ls']\non = 'x'": "f.toml: step[1].on: there is no node 'x'; there are: switch, host-a,",
+    "[[step]]\nrun = ['ls']\non = 'x'": "f.toml: step[1].on: there is no node 'x'; there are: switch, host-a",
     "[[step]]\nmigrate = 'vm1'\ntimes = 0": "f.toml: step[1].times: 0",
-    "[[check]]\nfigure = 'clients.x'\nat_most = 1": "f.toml: check[1].figure: 'clients.x': the result has no 'x'",
-    "[[check]]\nfigure = 'migrations.blackout_ms'\nat_most = 1": "f.toml: check[1].figure: 'migrations.blackout_ms'",
+    "[[check]]\nfigure = 'clients.x'\nat_most = 1": "f.toml: check[1].figure: 'clients.x': the result has no",
+    "[[check]]\nfigure = 'migrations.blackout_ms'\nat_most = 1": "f.toml: check[1].figure: 'migrations.black",
     "[[check]]\nfigure = 'blackout_ms'": "f.toml: check[1]: a check needs at_most, at_least or equals",
-    "[[check]]\nfigure = 'blackout_ms'\nat_most = '1gbit'": "f.toml: check[1].at_most: '1gbit' is not a duration",
-    "[[check]]\nfigure = 'clients.broken'\nat_most = '1ms'": "f.toml: check[1].at_most: '1ms': clients.broken has no",
+    "[[check]]\nfigure = 'blackout_ms'\nat_most = '1gbit'": "f.toml: check[1].at_most: '1gbit' is not a dura",
+    "[[check]]\nfigure = 'clients.broken'\nat_most = '1ms'": "f.toml: check[1].at_most: '1ms': clients.broke",
     "waive = ['x']": "f.toml: waive[1]: 'x' is none of the standard checks: migrated; verified;",
     "a ==": "f.toml: is not TOML: ",
     "baseline = '2h'": "f.toml: baseline: '2h' is not a duration",
     "baseline = '61min'": "f.toml: baseline: 3660s is not between 0ns and 3600s",
     "seed = '1'": "f.toml: seed: '1' is not a whole number",
-    "[[vm]]\n[[client]]\n[[client.probe]]\nkind = 'x'": "f.toml: client[1].probe[1].kind: 'x' is none of closed-loop",
-    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1].interval: the pr",
-    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\nrate = 0": "f.toml: client[client1].probe[1]: rate must be",
-    "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\ninterval = 1": "f.toml: client[1].probe[1].interval: 1 lacks",
-    "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\nvm = 'x'": "f.toml: client[client1].probe[1].vm: there is no",
-    "[[vm]]\nprogram = 'ramp'\n[[client]]\n[[client.probe]]\nkind = 'churn'": "f.toml: client[client1].probe[1].kind: a",
+    "[[vm]]\n[[client]]\n[[client.probe]]\nkind = 'x'": "f.toml: client[1].probe[1].kind: 'x' is none of clo",
+    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1].interv",
+    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\nrate = 0": "f.toml: client[client1].probe[1]: rate mu",
+    "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\ninterval = 1": "f.toml: client[1].probe[1].interval",
+    "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\nvm = 'x'": "f.toml: client[client1].probe[1].vm: th",
+    "[[vm]]\nprogram = 'ramp'\n[[client]]\n[[client.probe]]\nkind = 'churn'": "f.toml: client[client1].probe",
 }
 
 
@@ -263,7 +264,7 @@ def test_a_word_is_a_file_or_a_scenario_of_the_shelf(tmp_path: Path) -> None:
 # ---- the shelf, the schema, and back
 
 
-@pytest.mark.parametrize("path", on_shelf(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shelf.paths(), ids=lambda path: path.stem)
 def test_every_scenario_of_the_shelf_can_be_run_and_says_what_it_is(path: Path) -> None:
     made = load(path)
     assert made.name == path.stem
