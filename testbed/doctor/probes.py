@@ -18,6 +18,7 @@ from netns import packet, syscalls
 from netns.detour import Detour, Place
 from netns.links import LinkError, Links
 from netns.namespace import Namespace
+from netns.netem import Netem
 from testbed.kernel import inet_diag, tcp_repair
 from testbed.memory import tracking
 
@@ -76,10 +77,9 @@ def token_bucket() -> str:
 def netem() -> str:
     with _wire() as (_, links):
         try:
-            links.netem("eth0", {"delay": 1000})
+            links.netem("eth0", Netem(limit_frames=1000, delay_ns=1_000_000))
         except LinkError as error:
-            number = getattr(error.__cause__, "code", 0)
-            raise Missing(f"the kernel refuses it: {os.strerror(number)}") from error
+            raise Missing(f"the kernel refuses it: {error}") from error
         return ""
 
 
