@@ -198,8 +198,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all "
-            "if none is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, "
+            "report; all if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,

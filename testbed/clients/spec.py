@@ -12,7 +12,7 @@ from testbed.clients.account import LEAST_VALUE_BYTES
 from testbed.measure.datagram import HEADER_BYTES
 from testbed.measure.pattern import PERIOD
 
-PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001}
+PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001, "bulk": 7002}
 
 _MOST_CONNECTIONS = 50_000
 _MOST_RATE = 1_000_000
@@ -88,6 +88,26 @@ class LedgerSpec:
 
 
 @dataclass(frozen=True)
+class DownloadSpec:
+    """Each of `connections` reads the ramp from a bulk program, as fast as it comes, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
+class UploadSpec:
+    """Each of `connections` sends the ramp to a bulk program, as fast as it is taken, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
 class UdpSpec:
     """Each of `connections` flows sends `rate_per_s` numbered datagrams of `size` bytes a second to an echo
     program, whatever comes back."""
@@ -107,7 +127,17 @@ class IcmpSpec:
     size: int = 56
 
 
-ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec | LedgerSpec | UdpSpec | IcmpSpec
+ProbeSpec = (
+    ClosedLoopSpec
+    | OpenLoopSpec
+    | RampSpec
+    | ChurnSpec
+    | LedgerSpec
+    | DownloadSpec
+    | UploadSpec
+    | UdpSpec
+    | IcmpSpec
+)
 
 KINDS: dict[str, type[ProbeSpec]] = {
     "closed-loop": ClosedLoopSpec,
@@ -115,6 +145,8 @@ KINDS: dict[str, type[ProbeSpec]] = {
     "ramp": RampSpec,
     "churn": ChurnSpec,
     "ledger": LedgerSpec,
+    "download": DownloadSpec,
+    "upload": UploadSpec,
     "udp": UdpSpec,
     "icmp": IcmpSpec,
 }
@@ -124,6 +156,8 @@ _PROGRAMS = {
     "ramp": ("ramp",),
     "churn": ("echo",),
     "ledger": ("kv-durable", "kv"),
+    "download": ("bulk",),
+    "upload": ("bulk",),
     "udp": ("echo",),
 }
 PORTLESS = ("icmp",)

@@ -72,14 +72,15 @@ def run(
     import_path: Sequence[str] = (),
     options: Options | None = None,
     pcap: Pcap | None = None,
+    beat_ms: int = 0,
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
     migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
-    scenario comes of some. Raises what brings a lab down before there is anything to judge.
+    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Raises what brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with Capturing(pcap, folder) as capturing:
-        found = _performed(scenario, folder, witness, import_path, capturing)
+        found = _performed(scenario, folder, witness, import_path, capturing, beat_ms)
         _write_events(folder, found.events)
         result = _result(scenario, started_at, found, {} if options is None else options.as_dict())
         _write_result(folder, result)  # before the captures, which take their time
@@ -100,6 +101,7 @@ def _performed(
     witness: Witness,
     import_path: Sequence[str],
     capturing: Capturing,
+    beat_ms: int,
 ) -> _Found:
     begun_ns = time.monotonic_ns()
     with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
@@ -109,7 +111,7 @@ def _performed(
             )
         booted = lab.boot(import_path)
         up_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        _baseline(lab, witness)
+        _baseline(lab, witness, beat_ms)
         used_before = lab.usage()
         course = Course(lab, witness, import_path)
         for step in scenario.steps:
@@ -141,12 +143,12 @@ def _performed(
     return _Found(course, summaries, stats, owners, programs, links, events, surroundings)
 
 
-def _baseline(lab: Lab, witness: Witness) -> None:
+def _baseline(lab: Lab, witness: Witness, beat_ms: int) -> None:
     """Normal service, before anything happens."""
     if lab.links.are_conditioned:
         witness.say("links: measured under their conditions")
         lab.links.sound()
-    connections = lab.start_clients()
+    connections = lab.start_clients(beat_ms)
     lab.start_client_programs("baseline")
     baseline_s = lab.scenario.baseline_ns / 1e9
     witness.say(f"clients: {connections} connections; {baseline_s:g} s of normal service first")

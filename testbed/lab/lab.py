@@ -168,8 +168,9 @@ class Lab:
         Raises CommandFailed with the guest's own word."""
         return {name: guest.boot(import_path) for name, guest in self.vms.items()}
 
-    def start_clients(self) -> int:
-        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
+    def start_clients(self, beat_ms: int = 0) -> int:
+        """Start every client and its probes; returns how many connections they hold. With `beat_ms` each
+        tells of its longest waits as often. Raises ClientFailed."""
         for client, probes in planned.probes(self.scenario).items():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             argument = {
@@ -181,7 +182,11 @@ class Lab:
             self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
             self.clients[client] = ClientControl(ours)
             self._stack.callback(self.clients[client].close)
-        return sum(client.start()["connections"] for client in self.clients.values())
+        connections = sum(control.start()["connections"] for control in self.clients.values())
+        if beat_ms:
+            for control in self.clients.values():
+                control.beat(beat_ms)
+        return connections
 
     def _spawn(
         self, stack: ExitStack, entry: str, argument: Any, node: str, control: socket.socket

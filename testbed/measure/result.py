@@ -111,12 +111,13 @@ class Migration(_Model):
 
 
 class Rate(_Model):
-    """What a bulk transfer reached: the medians over milliseconds before, during and after the migrations, in
-    Mbit/s. None where there was no such time."""
+    """What a bulk transfer reached before, during and after the migrations (bytes by time), and its median
+    over milliseconds; in Mbit/s. None where there was no such time."""
 
     before: float | None
     during: float | None
     after: float | None
+    median: float | None
 
 
 class Connection(_Model):
@@ -236,9 +237,10 @@ class Guest(_Model):
 
 class Instrument(_Model):
     """The instrument's own error, from the last calibration of this machine and this version
-    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
-    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
-    it was within what is promised."""
+    (``testbed calibrate``): over pauses of known length, a client's longest wait less the same wait as its
+    network card saw it. `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude.
+    `gap_bound_ms` is the median against the guest's word alone, its first steps and the way back included.
+    `holds`: everything in it was within what is promised."""
 
     calibrated_at: str
     host: str
@@ -247,6 +249,7 @@ class Instrument(_Model):
     version: str
     gap_error_ms: float
     gap_error_p95_ms: float
+    gap_bound_ms: float
     holds: bool
 
 

@@ -276,6 +276,27 @@ def test_no_frame_is_lost_or_overtaken_when_conditions_change_while_it_is_inside
     assert datagrams.receive() == list(range(400))
 
 
+def test_a_reset_lets_out_what_is_inside(topology: Topology, relayed: ConditionedLink) -> None:
+    datagrams = Datagrams(topology)
+    relayed.set(Conditions(delay_ns=300 * MS), NONE)
+    datagrams.send(50)
+    relayed.reset()
+    datagrams.say("50")
+    assert datagrams.receive() == list(range(51))
+
+
+def test_a_direction_that_gets_rid_of_its_conditions_lets_out_what_is_inside(
+    topology: Topology, relayed: ConditionedLink
+) -> None:
+    datagrams = Datagrams(topology)
+    other = Conditions(delay_ns=MS)
+    relayed.set(Conditions(delay_ns=300 * MS), other)
+    datagrams.send(50)
+    relayed.set(NONE, other)
+    datagrams.say("50")
+    assert datagrams.receive() == list(range(51))
+
+
 def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames(
     topology: Topology, relayed: ConditionedLink
 ) -> None:

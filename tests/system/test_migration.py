@@ -70,7 +70,7 @@ def test_both_hosts_tell_the_begin_and_the_end_of_every_phase_in_order(tmp_path:
         assert told == [(what, phase.value) for phase in ORDER for what in ("begin", "end")]
 
 
-@pytest.mark.parametrize("program", ["kv", "http", "ramp"])
+@pytest.mark.parametrize("program", ["kv", "http", "ramp", "bulk"])
 def test_every_program_survives_a_journey_there_and_back(tmp_path: Path, program: str) -> None:
     result = migrate(tmp_path, program=program, migrations=2)
     assert_unbroken(result)

@@ -104,6 +104,7 @@ def _move(move: story.Move, clock: Clock, maps: Maps) -> dict[str, Any]:
         "pause": us(pause_ns),
         "resume": us(move.resume_ns),
         "deleted": told.get("deleted"),
+        "ram_pages": int((told.get("ram") or {}).get("bytes") or 0) // 4096,
         "phases": [
             [one["host"], one["phase"], us(one["begin_ns"]), us(one["end_ns"]), one["error"]]
             for one in story.phases(move)

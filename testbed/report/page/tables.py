@@ -26,11 +26,6 @@ class Table:
     figures: bool = True
 
 
-def dicts(value: Any) -> list[dict[str, Any]]:
-    """The dictionaries of a list; none where it is no list."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def rounds(move: story.Move) -> Table:
     rows = []
     for one in story.rounds(move):
@@ -76,7 +71,7 @@ MORE_OF_CLIENTS = {
 def clients(result: Told | None) -> Table | None:
     """A row for each client and kind of probe."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in words.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     if not groups:
         return None
@@ -118,10 +113,10 @@ def network(result: Told | None) -> list[Table]:
     found = result or {}
     made = [
         _counts(found),
-        _beliefs(dicts(found.get("migrations"))),
-        _links(dicts(found.get("links"))),
-        _programs(dicts(found.get("programs"))),
-        _captures(dicts(found.get("captures"))),
+        _beliefs(words.dicts(found.get("migrations"))),
+        _links(words.dicts(found.get("links"))),
+        _programs(words.dicts(found.get("programs"))),
+        _captures(words.dicts(found.get("captures"))),
     ]
     return [one for one in made if one is not None]
 
@@ -153,7 +148,7 @@ def _beliefs(migrations: Sequence[Told]) -> Table | None:
     several = len(migrations) > 1
     rows = []
     for number, one in enumerate(migrations, 1):
-        for change in dicts(one.get("tables")):
+        for change in words.dicts(one.get("tables")):
             at_ms = change.get("at_ms")
             when = "-" if at_ms is None else f"{'+' if at_ms >= 0 else '−'}{format_ms(abs(float(at_ms)))}"
             before, now = (str(change.get(key) or "no entry") for key in ("was", "now"))
@@ -268,11 +263,39 @@ def _cut(table: Table) -> Table:
     return Table(table.title, table.columns, table.rows[:MOST_ROWS], note, table.figures)
 
 
-def options(result: Told | None) -> Table | None:
-    """What was asked of the run, by the options of the command."""
-    asked = (result or {}).get("options") or {}
-    rows = [list(words.option(str(key), value)) for key, value in asked.items()]
+def asked(result: Told | None) -> Table | None:
+    """What was asked of the run: the options of the command, or the parts of a scenario."""
+    options = (result or {}).get("options") or {}
+    rows = [list(words.option(str(key), value)) for key, value in options.items()]
+    if not rows:
+        rows = _parts((result or {}).get("scenario") or {})
     return Table("What was asked", ["", ""], rows, figures=False) if rows else None
+
+
+def _parts(scenario: Told) -> Rows:
+    """A row for each part of a scenario: what stands in its file, without what is told elsewhere."""
+    rows = []
+    for key, value in scenario.items():
+        if key in ("name", "shows", "expect"):
+            continue
+        several = words.dicts(value)
+        for number, one in enumerate(several, 1):
+            name = f"{key} {one.get('name') or (number if len(several) > 1 else '')}".strip()
+            rows.append([name, _told({inner: of for inner, of in one.items() if inner != "name"})])
+        if not several and value not in ([], {}, None):
+            rows.append([key, _told(value)])
+    return rows
+
+
+def _told(value: Any) -> str:
+    """Whatever a scenario's file may hold, in a line."""
+    if isinstance(value, Mapping):
+        given = {key: _told(one) for key, one in value.items() if one not in ("", None, [], {}, False)}
+        return ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in given.items())
+    if isinstance(value, list):
+        between = " " if all(isinstance(one, str) for one in value) else "; "
+        return between.join(_told(one) for one in value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def environment(result: Told | None) -> Table | None:

@@ -113,13 +113,17 @@ class Timeline {
   }
 
   lanes() {
-    const moves = this.run.data.moves, hosts = this.run.data.topology.hosts;
+    // Guests that move at once would lie upon each other: those of the chosen one have lanes, the others one.
+    const moved = this.run.data.moves, vm = this.move?.vm ?? null;
+    const moves = moved.filter(one => one.vm === vm), rest = moved.filter(one => one.vm !== vm);
+    const hosts = this.run.data.topology.hosts;
     const lanes = hosts.map(host => ({name: host, draw: (context, y) => moves.forEach(move => this.drawPhases(context, y, move, host))}));
     lanes.push({name: "rounds", draw: (context, y) => moves.forEach(move => this.drawRounds(context, y, move))});
     const {others: all} = this.run.data, tables = all.filter(one => one.kind in TABLES);
     lanes.push({name: "network", draw: (context, y) => {
       moves.forEach(move => this.drawNetwork(context, y, move, tables.some(one => one.kind === "forwarding")));
     }});
+    if (rest.length) lanes.push({name: "other guests", draw: (context, y) => rest.forEach(move => this.drawOther(context, y, move))});
     if (tables.length) lanes.push({name: "tables", draw: (context, y) => this.drawOthers(context, y, tables)});
     const others = all.filter(one => !(one.kind in TABLES) && !["probes-begin", "probes-end"].includes(one.kind));
     if (others.length) lanes.push({name: "events", draw: (context, y) => this.drawOthers(context, y, others)});
@@ -142,7 +146,7 @@ class Timeline {
 
   drawBlackouts(context) {
     for (const move of this.run.data.moves) {
-      if (move.pause === null) continue;
+      if (move.pause === null || move.vm !== (this.move?.vm ?? null)) continue;
       const from = this.x(move.pause), to = this.x(move.resume ?? this.span[1]);
       if (to < this.left || from > this.left + this.width) continue;
       const begin = Math.max(from, this.left), end = Math.min(Math.max(to, from + 1.5), this.left + this.width);
@@ -196,6 +200,12 @@ class Timeline {
     }
     for (const [at, host] of move.announced) this.tick(context, y, at, "announce", `${host} announced: the guest is here`);
     if (move.relearned !== null && !told) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
+  }
+
+  drawOther(context, y, move) {
+    const route = `${move.vm}: ${move.source} → ${move.target}`;
+    this.bar(context, y, move.begin, move.end, "other", move.vm, `${route}, ${duration(move.end - move.begin)}`, 14);
+    if (move.pause !== null) this.bar(context, y, move.pause, move.resume ?? move.end, "pause", "", `${route}, blackout ${duration((move.resume ?? move.end) - move.pause)}`, 14);
   }
 
   at(move, name) {
