@@ -198,7 +198,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, "
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, probing, "
             "report; all if none is named."
         ),
     ] = None,
