@@ -167,10 +167,10 @@ class Lab:
             self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
             self.clients[client] = ClientControl(ours)
             self._stack.callback(self.clients[client].close)
-        connections = sum(client.start()["connections"] for client in self.clients.values())
+        connections: int = sum(client.start()["connections"] for client in self.clients.values())
         if beat_ms:
-            for client in self.clients.values():
-                client.beat(beat_ms)
+            for control in self.clients.values():
+                control.beat(beat_ms)
         return connections
 
     def _spawn(
