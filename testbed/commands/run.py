@@ -14,7 +14,7 @@ from testbed.commands import asked
 from testbed.commands.ending import ENDED_BY, PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
 from testbed.commands.inside import check_scenarios, inside_universe
 from testbed.commands.report import NoReport
-from testbed.commands.showing import Show, run_shown
+from testbed.commands.showing import Show, is_live, lent, run_shown
 from testbed.scenario.pcap import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def run(
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -63,7 +64,9 @@ def run(
     several = len(found) > 1
     with wrong_request():
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: found)
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    quiet = quiet or json_
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, pcap=captured, live=live)
     statuses, results = [], []
 
     def kept(folder: Path) -> None:
@@ -109,7 +112,8 @@ def _run_one(
     def inside(folder: Path) -> int:
         return run_shown(scenario, folder, import_path, printed)
 
-    return inside_universe(runs, scenario.name, inside, kept)
+    with lent(show.live):
+        return inside_universe(runs, scenario.name, inside, kept)
 
 
 def validate(scenarios: Scenarios) -> None:

@@ -100,16 +100,20 @@ def lun_line(event: dict[str, Any]) -> str:
 
 def round_line(event: dict[str, Any]) -> str:
     """One pre-copy round as a line that fits eighty columns."""
-    rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
-    columns = (
-        f"round {event['number']:<2}",
-        f"{event['pages']:>7} pages",
-        f"{format_size(event['bytes']):>9}",
-        f"{format_ms(event['duration_ns'] / 1e6):>7}",
-        f"{format_rate(rate):>11}",
-        f"{event['dirty_pages']:>6} dirtied",
+    names = ("number", "pages", "bytes", "duration_ns", "dirty_pages")
+    return "  ".join(round_columns(*(event[name] for name in names)))
+
+
+def round_columns(number: int, pages: int, size: int, duration_ns: int, dirty_pages: int) -> tuple[str, ...]:
+    """What is told of a round, each at its width."""
+    return (
+        f"round {number:<2}",
+        f"{pages:>7} pages",
+        f"{format_size(size):>9}",
+        f"{format_ms(duration_ns / 1e6):>7}",
+        f"{format_rate(size * 8e9 / max(duration_ns, 1)):>11}",
+        f"{dirty_pages:>6} dirtied",
     )
-    return "  ".join(columns)
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
