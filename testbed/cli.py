@@ -34,6 +34,7 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.predict import command_like
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import options_from
 
@@ -161,6 +162,7 @@ def migrate(
     finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
 
 
+app.command("predict")(command_like(migrate))
 app.command()(compare)
 app.command()(faults)
 
@@ -170,7 +172,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, "
+            "prediction; all if none "
             "is named."
         ),
     ] = None,

@@ -316,6 +316,13 @@ def quick(setting: Setting) -> Iterator[Figure]:
     yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
 
 
+def prediction(setting: Setting) -> Iterator[Figure]:
+    """Migrations foretold, over wires, dirty rates and patterns; leaves the table that they are told by."""
+    from testbed.experiment.prediction_bench import errors  # late: it is made of what stands here
+
+    yield from errors(setting)
+
+
 def _blackouts_ms(result: Result) -> list[float]:
     return [one.blackout_ms or 0 for one in _completed(result)]
 
@@ -334,4 +341,5 @@ BENCHES: dict[str, Bench] = {
     "storage": storage,
     "durable": durable,
     "quick": quick,
+    "prediction": prediction,
 }

@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 from testbed.experiment import outcome, tables
 from testbed.experiment.checks import judge
+from testbed.experiment.foreseeing import foresee
+from testbed.experiment.foresight import Foresight
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
 from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Result
+from testbed.migration.overheads import Overheads
 from testbed.scenario.options import Options
 
 AFTERMATH_S = 1.0
@@ -64,10 +67,17 @@ def make_folder(root: Path, name: str) -> Path:
 
 
 def run(
-    options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
+    options: Options,
+    name: str,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str] = (),
+    *,
+    overheads: Overheads | None = None,
 ) -> Result:
     """Run `options` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
-    migration that failed. Raises what brings a lab down before there is anything to judge.
+    migration that failed. Predictions are made with `overheads`, or the table that ships. Raises what brings
+    a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     begun_ns = time.monotonic_ns()
@@ -80,7 +90,9 @@ def run(
         witness.say(
             f"clients: {connections} connections; {options.baseline_ns / 1e9:g} s of normal service first"
         )
-        lab.watch(options.baseline_ns / 1e9, witness.event)
+        foresight = foresee(lab, options, overheads or Overheads.shipped(), witness.event)
+        if foresight.doubt is not None:
+            witness.say(foresight.doubt)
         used_before = lab.usage()
         for number in range(1, options.migrations + 1):
             witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
@@ -103,7 +115,7 @@ def run(
         surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in log.told)
         surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
-    result = _result(options, name, started_at, log, summaries, stats, surroundings, programs)
+    result = _result(options, name, started_at, log, summaries, stats, surroundings, programs, foresight)
     (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
     return result
 
@@ -190,11 +202,13 @@ def _result(
     stats: dict[str, Any] | None,
     surroundings: dict[str, Any],
     programs: Sequence[ProgramRun],
+    foresight: Foresight,
 ) -> Result:
     migrations = [
         outcome.migration(told, options.ram_bytes, outcome.gap_during(summaries, number))
         for number, told in enumerate(log.told)
     ]
+    migrations = [foresight.beside(number, one) for number, one in enumerate(migrations)]
     clients = outcome.clients(summaries)
     told_of_guest = (stats or {}).get("guest", {})
     faults = list(told_of_guest.get("fault_lines", []))

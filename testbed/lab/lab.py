@@ -182,6 +182,21 @@ class Lab:
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
 
+    def sample(self, all_ns: int, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """How the guest dirties its RAM, watched for so long while it serves (testbed.host.watching). Raises
+        CommandFailed, and ControlError when its agent is gone or silent.
+        """
+        line = self.agents[self.owner].line
+        line.send({"do": "sample", "all_ns": all_ns})
+        end = time.monotonic() + all_ns / 1e9 + READY_DEADLINE_S
+        while (answer := line.poll()) is None:
+            if time.monotonic() > end:
+                raise ControlError(f"{self.owner} has not said how its guest writes")
+            self._wait([line], end - time.monotonic(), on_event)
+        if "error" in answer:
+            raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
+        return dict(answer["ok"])
+
     def migrate(
         self,
         on_event: Callable[[dict[str, Any]], None],
