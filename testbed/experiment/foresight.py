@@ -40,7 +40,8 @@ class Foresight:
         if watched is None:
             return cls(options, _asked_for(options, overheads), overheads, "the guest was not watched")
         most = options.ram_bytes // PAGE_BYTES
-        curve = DirtyCurve.measured([(ns, pages) for ns, pages in watched["samples"]], most)
+        samples = [(ns, pages) for ns, pages in watched["samples"]]
+        curve = DirtyCurve.measured(samples, most, in_use=watched["touched_pages"])
         if watched["refused"] is not None:
             curve = _asked_for(options, overheads).curve
         guest = Guest(

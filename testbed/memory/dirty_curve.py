@@ -27,13 +27,17 @@ POINTS_NS = tuple(round(1e6 * 2 ** (step / 8)) for step in range(129))
 @dataclass(frozen=True)
 class DirtyCurve:
     """`points` are (interval in ns, distinct pages written within it), both rising; `most` bounds the pages
-    from above: those that there are. Without a point the guest writes nothing."""
+    from above: those that there are; where that is not known for sure, those in use bound the likely value
+    (`in_use`). Without a point the guest writes nothing."""
 
     points: tuple[tuple[int, float], ...]
     most: int
+    in_use: int | None = None
 
     @classmethod
-    def measured(cls, samples: Sequence[tuple[int, int]], most: int) -> DirtyCurve:
+    def measured(
+        cls, samples: Sequence[tuple[int, int]], most: int, in_use: int | None = None
+    ) -> DirtyCurve:
         """Of samples in any order, as they come from :func:`testbed.memory.sampling.sample`. What is noise
         between them is smoothed so that the curve never falls. ValueError for an interval that is no time.
         """
@@ -46,9 +50,8 @@ class DirtyCurve:
             by_interval.setdefault(interval_ns, []).append(pages)
         means = [(interval_ns, sum(found) / len(found)) for interval_ns, found in sorted(by_interval.items())]
         rising = _never_falling([mean for _, mean in means])
-        return cls(
-            tuple((interval_ns, value) for (interval_ns, _), value in zip(means, rising, strict=True)), most
-        )
+        points = tuple((interval_ns, value) for (interval_ns, _), value in zip(means, rising, strict=True))
+        return cls(points, most, in_use)
 
     @classmethod
     def of_load(cls, pages_per_s: float, working_set_pages: int, pattern: str, most: int) -> DirtyCurve:
@@ -74,8 +77,10 @@ class DirtyCurve:
         if not self.points or interval_ns <= 0:
             return 0.0
         last_ns, last = self.points[-1]
-        within = self._between(interval_ns) if interval_ns <= last_ns else self._beyond(interval_ns, side)
-        return min(max(within, last) if interval_ns > last_ns else within, float(self.most))
+        if interval_ns <= last_ns:
+            return min(self._between(interval_ns), float(self.most))
+        most = self.most if side == "high" or self.in_use is None else max(self.in_use, last)
+        return min(max(self._beyond(interval_ns, side), last), float(most), float(self.most))
 
     def _between(self, interval_ns: float) -> float:
         at = bisect_left(self.points, interval_ns, key=lambda point: point[0])

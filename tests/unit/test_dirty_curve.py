@@ -60,6 +60,11 @@ def test_a_guest_that_never_writes_a_page_twice_goes_on_in_a_straight_line() -> 
     assert DirtyCurve.measured([(MS, 10), (2 * MS, 20)], 64).pages(100 * MS) == 64
 
 
+def test_pages_in_use_bound_what_is_likely_and_not_what_may_be() -> None:
+    curve = DirtyCurve.measured([(MS, 10), (2 * MS, 20)], MANY, in_use=500)
+    assert [curve.pages(100 * MS, side) for side in ("low", "likely", "high")] == [20, 500, 1000]
+
+
 @pytest.mark.parametrize("pattern", ["uniform", "hot-cold", "sequential"])
 def test_the_formula_of_a_load_is_what_the_load_writes(pattern: str) -> None:
     spec = LoadSpec(10_000, 4000 * 4096, pattern, seed=3)
@@ -71,7 +76,8 @@ def test_the_formula_of_a_load_is_what_the_load_writes(pattern: str) -> None:
 
 def test_what_is_written_all_the_time_comes_on_top() -> None:
     assert DirtyCurve.of_load(0, 100, "uniform", MANY).besides(7).pages(MS) == 7
-    assert DirtyCurve.of_load(1000, 100, "sequential", MANY).besides(7).pages(32 * MS) == pytest.approx(39, abs=1)
+    busy = DirtyCurve.of_load(1000, 100, "sequential", MANY).besides(7)
+    assert busy.pages(32 * MS) == pytest.approx(39, abs=1)
 
 
 @pytest.mark.parametrize("sample", [(0, 1), (-1, 1), (1, -1)])

@@ -1,5 +1,5 @@
-"""Predictions: the published bounds hold, more bandwidth and fewer writes are never worse, and the engine's own
-strategy decides."""
+"""Predictions: the published bounds hold, more bandwidth and fewer writes are never worse, and the engine's
+own strategy decides."""
 
 from __future__ import annotations
 
@@ -49,14 +49,18 @@ def test_the_bounds_of_the_paper_hold(rate: int, wire: float, rounds: int) -> No
 
 @given(rates, wires)
 def test_a_faster_wire_never_makes_the_blackout_longer(rate: int, wire: float) -> None:
-    slow, fast = (predict(guest(rate), way(w, max_rounds=5, downtime_limit_ns=0), FREE) for w in (wire, 2 * wire))
+    slow, fast = (
+        predict(guest(rate), way(w, max_rounds=5, downtime_limit_ns=0), FREE) for w in (wire, 2 * wire)
+    )
     assert fast.course.blackout_ns <= slow.course.blackout_ns + 2e6
     assert fast.course.total_ns <= slow.course.total_ns
 
 
 @given(rates, wires)
 def test_more_writes_never_make_it_converge(rate: int, wire: float) -> None:
-    calm, busy = (predict(guest(r), way(wire, downtime_limit_ns=20_000_000), FREE) for r in (rate, 2 * rate + 1))
+    calm, busy = (
+        predict(guest(r), way(wire, downtime_limit_ns=20_000_000), FREE) for r in (rate, 2 * rate + 1)
+    )
     if busy.converges:
         assert calm.converges
     assert calm.course.rounds[0].dirty_pages <= busy.course.rounds[0].dirty_pages
