@@ -169,20 +169,25 @@ class _Builder:
         """Return when every link carries: the kernel tells a bridge a little after the interface has been set
         up.
         """
-        end_s = time.monotonic() + _CARRIER_DEADLINE_S
         while self._wires:
-            node, ifname = self._wires[-1]
-            if carries(self._topology.namespace(node), ifname):
-                self._wires.pop()
-            elif time.monotonic() > end_s:
-                raise TopologyError(f"{node}/{ifname} has no carrier after {_CARRIER_DEADLINE_S:g} s")
-            else:
-                time.sleep(0.001)  # until the next look; not worth a subscription in every node
+            node, ifname = self._wires.pop()
+            await_carrier(self._topology.namespace(node), ifname)
 
     def _make_node(self, node: str, congestion_control: str) -> None:
         namespace = self._topology.add_node(node)
         quieten_ipv6(namespace)
         self._topology.congestion_control[node] = prefer_congestion_control(namespace, congestion_control)
+
+
+def await_carrier(namespace: Namespace, ifname: str) -> None:
+    """Return when the kernel has noticed that an interface and its peer are up: until then it sends nothing.
+    TopologyError if that takes longer than 5 s.
+    """
+    end_s = time.monotonic() + _CARRIER_DEADLINE_S
+    while not carries(namespace, ifname):
+        if time.monotonic() > end_s:
+            raise TopologyError(f"{namespace.name}/{ifname} has no carrier after {_CARRIER_DEADLINE_S:g} s")
+        time.sleep(0.001)  # until the next look; not worth a subscription in every node
 
 
 def quieten_ipv6(namespace: Namespace) -> None:

@@ -6,18 +6,32 @@ imported when the first one is opened (a quarter of a second), not before.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import ipaddress
 import random
 import socket
+import struct
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from netns.namespace import Namespace
 from netns.topology import token_bucket
 
 _IFA_F_NODAD = 0x02  # <linux/if_addr.h>
 _TC_H_ROOT = 0xFFFFFFFF  # <linux/pkt_sched.h>
+_TC_H_CLSACT = 0xFFFFFFF1  # the same
+_HOOKS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_MIN_INGRESS, TC_H_MIN_EGRESS of clsact
+_NUD_NOARP, _NTF_MASTER, _NTF_STICKY = 0x40, 0x04, 0x40  # <linux/neighbour.h>
+_ETH_P_ALL = 3  # <linux/if_ether.h>
+_ANY_CLASS = 0x10001  # wanted by pyroute2; the action takes the frame before there is a class to choose
+_SIOCETHTOOL = 0x8946  # <linux/sockios.h>
+_ETHTOOL_STSO = 0x1F  # <linux/ethtool.h>
+_ETHTOOL_VALUE = struct.Struct("=II")  # struct ethtool_value: cmd, data
+_IFREQ_POINTER = struct.Struct("@16sP16x")  # struct ifreq with ifr_data
+
+Hook = Literal["ingress", "egress"]
 
 
 class LinkError(Exception):
@@ -94,14 +108,93 @@ class Links:
             rate=bucket.rate_bytes_per_s, burst=bucket.burst_bytes, limit=bucket.limit_bytes,
         )
 
+    def netem(self, ifname: str, options: dict[str, Any]) -> None:
+        """netem on what `ifname` sends, `options` in pyroute2's words (microseconds, per cent). Also changes
+        one.
+        """
+        self._ask(f"netem on {ifname}", "tc", "replace", "netem", index=self.index(ifname), **options)
+
+    def queue_counts(self, ifname: str) -> dict[str, int]:
+        """What the root queue of the interface has counted: packets, bytes, drops; zeros where there is
+        none.
+        """
+        counts = {"packets": 0, "bytes": 0, "drops": 0}
+        for queue in self._ask(f"queues of {ifname}", "get_qdiscs", index=self.index(ifname)):
+            if queue["parent"] == _TC_H_ROOT and (stats := queue.get_attr("TCA_STATS")) is not None:
+                counts |= {"packets": stats["packets"], "bytes": stats["bytes"], "drops": stats["drop"]}
+        return counts
+
+    def hardware(self, ifname: str) -> tuple[str, int]:
+        """The MAC address and the MTU (bytes) of the interface."""
+        (link,) = self._ask(f"what {ifname} is", "link", "get", index=self.index(ifname))
+        return link.get_attr("IFLA_ADDRESS"), link.get_attr("IFLA_MTU")
+
+    def redirect(self, ifname: str, hook: Hook, to: str) -> None:
+        """From now on every frame that leaves by (hook "egress") or has come in by ("ingress") `ifname` goes
+        out by `to`, or as if it had come in by `to`, instead. `hook_up` first.
+        """
+        action = {
+            "kind": "mirred", "direction": hook, "action": "redirect", "ifindex": self.index(to),
+        }
+        self._ask(
+            f"redirection from {ifname} to {to}", "tc", "add-filter", "u32", index=self.index(ifname),
+            parent=_HOOKS[hook], prio=1, protocol=_ETH_P_ALL, target=_ANY_CLASS, keys=["0x0/0x0+0"],
+            action=[action],
+        )
+
+    def stop_redirecting(self, ifname: str, hook: Hook) -> None:
+        """Take every redirection at the hook away."""
+        what = f"end of the redirection from {ifname}"
+        index = self.index(ifname)
+        self._ask(what, "tc", "del-filter", index=index, parent=_HOOKS[hook], prio=1, protocol=_ETH_P_ALL)
+
+    def hook_up(self, ifname: str) -> None:
+        """Make the place to which redirections are attached: the queue `clsact`."""
+        self._ask(f"clsact on {ifname}", "tc", "add", "clsact", index=self.index(ifname))
+
+    def unhook(self, ifname: str) -> None:
+        """Take that place away, with all redirections."""
+        index = self.index(ifname)
+        self._ask(f"clsact off {ifname}", "tc", "del", "clsact", index=index, parent=_TC_H_CLSACT)
+
+    def set_segmentation(self, ifname: str, offloaded: bool) -> None:
+        """Whether frames of up to 64 KiB leave by `ifname` as they are (as a veth does), or cut up as for a
+        wire. ETHTOOL_STSO.
+        """
+        value = ctypes.create_string_buffer(_ETHTOOL_VALUE.pack(_ETHTOOL_STSO, int(offloaded)))
+        request = _IFREQ_POINTER.pack(ifname.encode(), ctypes.addressof(value))
+        with self._namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            try:
+                fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+            except OSError as error:
+                raise LinkError(f"{self._namespace.name}: segmentation of {ifname}: {error}") from error
+
+    def pin(self, mac: str, port: str) -> None:
+        """Have the bridge of `port` believe that `mac` is behind it, whatever it hears, until `unpin`."""
+        self._ask(
+            f"pinning {mac} to {port}", "fdb", "replace", ifindex=self.index(port), lladdr=mac,
+            state=_NUD_NOARP, flags=_NTF_MASTER | _NTF_STICKY,
+        )
+
+    def unpin(self, mac: str, port: str) -> None:
+        """Have the bridge forget that `mac` is behind `port`."""
+        what = f"forgetting {mac} at {port}"
+        self._ask(what, "fdb", "del", ifindex=self.index(port), lladdr=mac, flags=_NTF_MASTER)
+
     def set_up(self, ifname: str, up: bool = True) -> None:
         """Up, or down."""
         state = "up" if up else "down"
         self._ask(f"{ifname} {state}", "link", "set", index=self.index(ifname), state=state)
 
-    def delete(self, ifname: str) -> None:
-        """Delete an interface; of a veth pair that is both."""
-        self._ask(f"deletion of {ifname}", "link", "del", index=self.index(ifname))
+    def delete(self, ifname: str, *, gone_is_fine: bool = False) -> None:
+        """Delete an interface; of a veth pair that is both. With `gone_is_fine` it may be gone already, as
+        one is whose other end's namespace has ended.
+        """
+        try:
+            self._ask(f"deletion of {ifname}", "link", "del", index=self.index(ifname))
+        except LinkError as error:
+            if not (gone_is_fine and getattr(error.__cause__, "code", None) == errno.ENODEV):
+                raise
         del self._index[ifname]
 
     def index(self, ifname: str) -> int:
@@ -133,10 +226,10 @@ class Links:
             if error.code != errno.ENOENT:  # there was none
                 raise LinkError(f"{self._namespace.name}: no limit on {ifname}: {error}") from error
 
-    def _ask(self, what: str, method: str, *words: str, **options: Any) -> None:
+    def _ask(self, what: str, method: str, *words: str, **options: Any) -> Any:
         from pyroute2 import NetlinkError
 
         try:
-            getattr(self._route, method)(*words, **options)
+            return getattr(self._route, method)(*words, **options)
         except (NetlinkError, OSError) as error:
             raise LinkError(f"{self._namespace.name}: {what}: {error}") from error

@@ -17,12 +17,14 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # linux/if_ether.h
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
 ETH_P_RARP = 0x8035
+ETH_P_8021Q = 0x8100
 ETH_P_IPV6 = 0x86DD
 
 # linux/if_packet.h
@@ -35,13 +37,16 @@ PACKET_VNET_HDR = 15
 PACKET_QDISC_BYPASS = 20
 PACKET_IGNORE_OUTGOING = 23
 TPACKET_V2 = 1
+TPACKET_V3 = 2
 TP_STATUS_KERNEL = 0
 TP_STATUS_USER = 1
 TP_STATUS_VLAN_VALID = 1 << 4
+TP_STATUS_VLAN_TPID_VALID = 1 << 6
 
 # linux/virtio_net.h: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 VNET_HEADER = struct.Struct("=BBHHHH")
 VNET_HEADER_BYTES = VNET_HEADER.size
+VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 
 # asm-generic/socket.h
 SO_ATTACH_FILTER = 26
@@ -113,8 +118,14 @@ def drops(packet: socket.socket) -> int:
     return int(dropped)
 
 
-@dataclass(frozen=True)
-class Captured:
+def arrivals(packet: socket.socket) -> int:
+    """Frames that the filter accepted since the last call, whether there was room for them or not: the
+    kernel resets the count, and that of `drops`."""
+    arrived, _ = _TPACKET_STATS.unpack(packet.getsockopt(SOL_PACKET, PACKET_STATISTICS, _TPACKET_STATS.size))
+    return int(arrived)
+
+
+class Captured(NamedTuple):
     """A frame from a ring: `t_ns` on CLOCK_REALTIME, and `data`, a virtio_net_hdr followed by the frame."""
 
     t_ns: int

@@ -28,6 +28,7 @@ MNT_DETACH = 2
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_TIMERSLACK = 29
 
 # <linux/capability.h>
 CAP_SYS_ADMIN = 21

@@ -13,11 +13,12 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from testbed.commands import asked
+from testbed.commands.calibrate import calibrate
 from testbed.commands.compare import compare
 from testbed.commands.ending import (
     CANNOT,
@@ -28,15 +29,21 @@ from testbed.commands.ending import (
     WRONG_REQUEST,
     fail,
     finish,
-    status_of,
     tell,
     wrong_request,
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.commands.predict import command_like
+from testbed.commands.report import NoReport, report
+from testbed.commands.run import run, scenarios, validate
+from testbed.commands.showing import Show, run_shown
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT
 from testbed.scenario.words import options_from
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 app = typer.Typer(
     name="testbed",
@@ -50,10 +57,20 @@ _DEFAULT = Options()
 
 
 @app.command()
-def demo(quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER) -> None:
+def demo(
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    no_report: NoReport = False,
+    quiet: asked.Quiet = False,
+    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
+) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(_run(_DEFAULT, "demo", runs, as_json=False, quiet=quiet))
+    with wrong_request():
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(_DEFAULT, "demo")])
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured)
+    finish(_run(_DEFAULT, "demo", runs, show))
 
 
 @app.command()
@@ -115,10 +132,14 @@ def migrate(
         typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
     ] = None,
     seed: asked.Seed = _DEFAULT.seed,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     name: asked.Name = "migrate",
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
+    no_report: NoReport = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -159,12 +180,19 @@ def migrate(
             }
         )
         asked.check_name(name)
-    finish(_run(options, name, runs, as_json=json_, quiet=quiet or json_))
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(options, name)])
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    finish(_run(options, name, runs, show))
 
 
 app.command("predict")(command_like(migrate))
+app.command()(run)
+app.command()(validate)
+app.command()(scenarios)
 app.command()(compare)
 app.command()(faults)
+app.command()(report)
+app.command()(calibrate)
 
 
 @app.command()
@@ -172,9 +200,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, "
-            "prediction; all if none "
-            "is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report, "
+            "prediction; all if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -184,7 +211,8 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.experiment.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import Figure, Setting
+    from testbed.report.bench import BENCHES
 
     chosen = names or list(BENCHES)
     with wrong_request():
@@ -257,7 +285,7 @@ def main() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(asked.completed(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except _UsageError as error:
@@ -294,28 +322,17 @@ def _what_is_wrong(error: Any) -> str:
     return f"{what}; see {context.command_path} --help"
 
 
-def _run(options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool) -> int:
+def _scenario(options: Options, name: str) -> Scenario:
+    from testbed.scenario.from_options import scenario_of
+
+    return scenario_of(options, name)
+
+
+def _run(options: Options, name: str, runs: Path, show: Show) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show_run(options, name, folder, import_path, as_json=as_json, quiet=quiet)
+        return run_shown(_scenario(options, name), folder, import_path, show, options)
 
     return inside_universe(runs, name, inside)
-
-
-def _show_run(
-    options: Options, name: str, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool
-) -> int:
-    from rich.console import Console
-
-    from testbed.experiment.run import run
-    from testbed.report.terminal import Progress, show_summary
-
-    console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path)
-    if as_json:
-        print((folder / "result.json").read_text(), end="")
-    else:
-        show_summary(console, result, str(folder))
-    return status_of(result)

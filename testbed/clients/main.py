@@ -216,8 +216,9 @@ class Client:
         }
 
     def _save(self, path: Path) -> None:
-        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `probe` (its
-        number)."""
+        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `probe` (its number);
+        and of each probe its kind (`kinds`) and how often it sends (`intervals_ns`, 0 where it has no
+        interval)."""
         parts = [probe.samples() for probe in self._probes]
         try:
             np.savez(
@@ -227,6 +228,8 @@ class Client:
                 connection=np.concatenate([part.connection for part in parts]),
                 answered=np.concatenate([part.answered for part in parts]),
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
+                kinds=np.array([probe.kind for probe in self._probes], dtype=np.str_),
+                intervals_ns=np.array([getattr(probe, "interval_ns", 0) for probe in self._probes], np.int64),
             )
         except OSError as error:
             Path(path).unlink(missing_ok=True)  # half a file is none

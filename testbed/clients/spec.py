@@ -149,6 +149,11 @@ def kind_of(spec: ProbeSpec) -> str:
     return next(kind for kind, of_kind in KINDS.items() if isinstance(spec, of_kind))
 
 
+def programs_for(kind: str) -> tuple[str, ...]:
+    """The guest programs that a kind of probe can talk to; empty where it needs none."""
+    return _PROGRAMS.get(kind, ())
+
+
 def _probe(where: str, probe: Any) -> ProbeSpec:
     if not isinstance(probe, dict) or probe.get("kind") not in KINDS:
         raise SpecError(f"{where}: `kind` must be one of {', '.join(KINDS)}")

@@ -71,6 +71,7 @@ def worst(statuses: Iterable[int]) -> int:
 def explained(error: Exception, folder: Path) -> int:
     """One line for what brought a run down, and its exit status. What nobody foresaw keeps its traceback."""
     from netns.apply import TopologyError
+    from netns.capture import CaptureError
     from netns.forkserver import NotReady, ProcessDied, SpawnError
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
@@ -87,7 +88,7 @@ def explained(error: Exception, folder: Path) -> int:
         tell(f"{error.strerror or error}{where}")
         return CANNOT
     missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
-    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
+    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed, CaptureError)
     foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
     if not isinstance(error, foreseen):
         raise error

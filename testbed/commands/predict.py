@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from testbed.commands import asked
 from testbed.commands.ending import PASSED, WRONG_REQUEST, fail, finish, wrong_request
 from testbed.commands.inside import check_possible, inside_universe
-from testbed.scenario.options import Options
 from testbed.scenario.words import KEYS, options_from
 
 if TYPE_CHECKING:
@@ -34,7 +32,10 @@ Table = Annotated[
         "If not given: the table that ships.",
     ),
 ]
-_NOT_OF_A_PREDICTION = ("fault", "migrations", "name", "quiet")
+_NOT_OF_A_PREDICTION = {
+    *("fault", "migrations", "name", "quiet"),
+    *("pcap", "pcap_snap", "pcap_limit", "no_report"),
+}
 
 
 def command_like(migrate: Callable[..., Any]) -> Callable[..., None]:
@@ -69,41 +70,35 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 
 def _predict(given: dict[str, Any]) -> None:
+    from testbed.experiment.foresight import Foresight
     from testbed.migration.overheads import Overheads, OverheadsError
+    from testbed.scenario.from_options import scenario_of
 
-    runs, as_json, path = given.pop("runs"), given.pop("json_"), given.pop("overheads")
-    from_options = given.pop("from_options")
     with wrong_request():
-        options = options_from(
-            {key: given[key.replace("-", "_")] for key in KEYS if key.replace("-", "_") in given}
-        )
+        words = {key: key.replace("-", "_") for key in KEYS}
+        options = options_from({key: given[name] for key, name in words.items() if name in given})
     try:
+        path = given["overheads"]
         table = Overheads.shipped() if path is None else Overheads.read(path)
     except (OSError, OverheadsError) as error:
         fail(WRONG_REQUEST, f"--overheads: {error}")
-    if from_options:
-        from testbed.experiment.foresight import Foresight
-
-        _show(Foresight.of(options, None, table), as_json=as_json)
+    scenario, as_json = scenario_of(options, "predict"), given["json_"]
+    if given["from_options"]:
+        _show(Foresight.of(scenario, scenario.vms[0], None, table), as_json=as_json)
         finish(PASSED)
     import_path = check_possible(options)
-    asked.check_name("predict")
 
     def inside(folder: Path) -> int:
-        _show(_watched(options, folder, import_path, table, quiet=as_json), as_json=as_json)
+        from rich.console import Console
+
+        from testbed.experiment.foreseeing import foreseen_in_a_lab
+        from testbed.report.terminal import Progress
+
+        progress = Progress(Console(stderr=True), as_json)
+        _show(foreseen_in_a_lab(scenario, folder, import_path, table, progress), as_json=as_json)
         return PASSED
 
-    finish(inside_universe(runs, "predict", inside))
-
-
-def _watched(options: Options, folder: Path, import_path: list[str], table: Any, *, quiet: bool) -> Foresight:
-    """What the guest shows of itself under its clients' load."""
-    from rich.console import Console
-
-    from testbed.experiment.foreseeing import foreseen_in_a_lab
-    from testbed.report.terminal import Progress
-
-    return foreseen_in_a_lab(options, folder, import_path, table, Progress(Console(stderr=True), quiet))
+    finish(inside_universe(given["runs"], "predict", inside))
 
 
 def _show(foresight: Foresight, *, as_json: bool) -> None:
@@ -111,8 +106,8 @@ def _show(foresight: Foresight, *, as_json: bool) -> None:
 
     from testbed.report.prediction import show_prediction
 
-    told = foresight.told(foresight.prediction())
+    foretold = foresight.foretold(0, foresight.scenario.manner())
     if as_json:
-        print(json.dumps(told.model_dump(), indent=2))
+        print(json.dumps(foretold.told().model_dump(), indent=2))
     else:
-        show_prediction(Console(highlight=False), told, foresight.prediction().course)
+        show_prediction(Console(highlight=False), foretold.told(), foretold.prediction.course)

@@ -1,4 +1,4 @@
-"""The baseline before a migration: normal service, while the guest's host watches how it writes."""
+"""The baseline before a migration: normal service, while the guests' hosts watch how they write."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from typing import TYPE_CHECKING, Any
 from testbed.experiment.foresight import Foresight
 from testbed.lab.lab import Lab
 from testbed.migration.overheads import Overheads
-from testbed.scenario.options import Options
+from testbed.scenario.model import Scenario
 
 if TYPE_CHECKING:
-    from testbed.experiment.run import Witness
+    from testbed.experiment.course import Witness
 
 WATCHED_SHARE = 2
 """One part in so many of the baseline is watched: the other is service with nothing in its way."""
 
 
 def foresee(
-    lab: Lab, options: Options, overheads: Overheads, on_event: Callable[[dict[str, Any]], None]
-) -> Foresight:
-    """Let the baseline pass, and foretell from what was seen in it. Raises what :meth:`Lab.sample` does."""
-    end_s = time.monotonic() + options.baseline_ns / 1e9
-    watched = lab.sample(options.baseline_ns // WATCHED_SHARE, on_event)
+    lab: Lab, overheads: Overheads, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, Foresight]:
+    """Let the baseline pass, and learn in it what each guest's migrations are foretold from. Raises what
+    :meth:`Lab.sample` does."""
+    scenario = lab.scenario
+    end_s = time.monotonic() + scenario.baseline_ns / 1e9
+    share_ns = scenario.baseline_ns // WATCHED_SHARE // len(lab.vms)
+    watched = {name: lab.sample(name, share_ns, on_event) for name in lab.vms}
     lab.watch(end_s - time.monotonic(), on_event)
-    return Foresight.of(options, watched, overheads)
+    return {
+        name: Foresight.of(scenario, scenario.vm(name), told, overheads) for name, told in watched.items()
+    }
 
 
 def foreseen_in_a_lab(
-    options: Options, folder: Path, import_path: Sequence[str], overheads: Overheads, witness: Witness
+    scenario: Scenario, folder: Path, import_path: Sequence[str], overheads: Overheads, witness: Witness
 ) -> Foresight:
-    """Bring a lab up for it, with the guest and its clients, and down again. Nothing moves. Raises what
-    brings a lab down."""
-    with Lab(options, folder, witness.say) as lab:
-        witness.say(f"guest: {options.program} on {lab.owner}")
+    """Bring a lab up for it, with the guest and its clients, and down again; the first guest's. Nothing
+    moves. Raises what brings a lab down."""
+    with Lab(scenario, folder, witness.say) as lab:
+        witness.say(f"guest: {lab.vm.vm.guest_program} on {lab.vm.owner}")
         lab.boot(import_path)
         connections = lab.start_clients()
         witness.say(f"clients: {connections} connections; the guest is watched under their load")
-        foresight = foresee(lab, options, overheads, witness.event)
+        foresight = foresee(lab, overheads, witness.event)[lab.vm.name]
         lab.stop_clients([])
     return foresight

@@ -10,7 +10,7 @@ from statistics import median
 
 from testbed.experiment.bench import BenchFailed, Figure, Setting
 from testbed.experiment.fitting import Basis, TooFewMigrations, fit
-from testbed.experiment.run import run
+from testbed.experiment.run import run_options
 from testbed.measure.result import Errors, Result
 from testbed.memory.digests import PageDigests
 from testbed.memory.pages import PageSet
@@ -84,7 +84,7 @@ def measured_overheads(setting: Setting) -> Overheads:
 def _run(setting: Setting, options: Options, name: str, table: Overheads) -> Result:
     folder = setting.folder / name
     folder.mkdir()
-    return run(options, name, folder, setting.witness, overheads=table)
+    return run_options(options, name, folder, setting.witness, overheads=table)
 
 
 def digest_page_ns() -> list[float]:

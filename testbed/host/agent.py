@@ -1,11 +1,14 @@
-"""The agent of a host: one process that obeys commands, and migrates guests out and in.
+"""The agent of a host: one process that obeys commands, and migrates a guest out and in. Where there are
+several guests each has its own, as each virtual machine has its own monitor.
 
 Commands (see :mod:`.control` for the framing), their arguments and answers::
 
     boot      guest: description, import_path        {"tracker", "passed_over": [...]}
-    receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
+    receive   secret: hex, port, import_path,        started {"listening": true}, then {"resumed_ns", ...}
+              port_delay_ns (see GuestPort)
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
+    stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
     stats                                            the guest's own figures, or null
     sample    all_ns                                 how the guest dirties its RAM: see .watching
     status                                           {"guest": state or null, "stage", "epoch", "last"}
@@ -37,6 +40,7 @@ from netns.forkserver import ready
 from netns.namespace import Namespace
 from testbed.faults.injection import FaultyTrace, SpoilableChannel
 from testbed.faults.kinds import Fault, Side
+from testbed.handover.wiring import PortNames
 from testbed.host.arriving import ArrivingGuest
 from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
@@ -66,6 +70,7 @@ SWITCHOVER_DEADLINE_S = 3.0
 """How long the target may be silent while the guest stands still; a Quick Migration's reads all of RAM."""
 LATE_FRAMES_NS = 1_000_000_000
 """How long after a migration stragglers in the hold are still looked for."""
+MOST_STALL_NS = 60_000_000_000
 
 
 class Agent:
@@ -91,6 +96,7 @@ class Agent:
             "boot": self._boot,
             "receive": self._receive,
             "migrate": self._migrate,
+            "stall": self._stall,
             "stats": self._stats,
             "sample": self._sample,
             "status": self._status,
@@ -247,6 +253,7 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
+        arriving.port_delay_s = message.get("port_delay_ns", 0) / 1e9
         deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
@@ -349,6 +356,16 @@ class Agent:
         host = FaultyHost(channel, self._site.namespace, guest, lambda: self._reception.peer_pid)
         return FaultyTrace(self._trace, fault, host)
 
+    def _stall(self, message: dict[str, Any]) -> dict[str, int]:
+        """Stop the guest for a known time where it is: what clients measure can be held against that."""
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+        duration_ns = message["duration_ns"]
+        if not isinstance(duration_ns, int) or not 0 <= duration_ns <= MOST_STALL_NS:
+            raise LocalError(f"a guest is stalled for 0 to {MOST_STALL_NS} ns, not for {duration_ns!r}")
+        paused_ns, running_ns = self._guest.process.stall(duration_ns)
+        return {"paused_ns": paused_ns, "running_ns": running_ns}
+
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:
         if self._guest is None:
             return None
@@ -428,18 +445,29 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
-    """Entry of the agent's process: `fds` are the listening control socket, the keeper's line, journal and
-    store, and the descriptors of the guest that an agent before this one left, described in
-    ``argument["kept"]``. See :class:`Agent`.
+    """Entry of the agent's process. `argument`: {"name", "host", "number" (of the guest, from 0, which has
+    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "recorder", "deadline_s",
+    "storage", "kept"}; `fds` are the listening control socket, the keeper's line, journal and store, and the
+    descriptors of the guest that an agent before this one left, described in ``argument["kept"]``. See
+    :class:`Agent`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    namespace, storage = Namespace.open(argument["name"]), storage_from_json(argument["storage"])
-    site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
-    trace = Trace(site.name, Path(argument["recorder"]))
+    host, storage = argument["host"], storage_from_json(argument["storage"])
+    site = Site(
+        host,
+        Namespace.open(host),
+        argument["bridge"],
+        argument["uplink"],
+        storage,
+        argument["name"],
+        PortNames.numbered(argument["number"]),
+    )
+    of_all = {} if argument["vm"] is None else {"vm": argument["vm"]}
+    trace = Trace(site.agent, Path(argument["recorder"]), of_all)
     keeper = Keeper(socket.socket(fileno=line), journal, store)
     reception = Reception(socket.socket(fileno=control))
     agent = Agent(site, reception, keeper, trace, argument["deadline_s"])

@@ -146,6 +146,22 @@ class GuestProcess:
         self._flag[0] = 0
         return self.ask({"do": "resume" if self._attached else "continue"})
 
+    def stall(self, duration_ns: int) -> tuple[int, int]:
+        """Stop a running guest for about so long, and let it run on here. Returns when its last step had
+        ended and when its next could begin, by its own clock (CLOCK_MONOTONIC, ns): how long it really was.
+
+        Its kernel works on: it acknowledges, and keeps what comes, as for a process that got SIGSTOP. Raises
+        GuestError; a guest that is not dead runs then.
+        """
+        paused_ns = int(self.pause()[0]["t_ns"])
+        try:
+            while (left_ns := paused_ns + duration_ns - time.monotonic_ns()) > 0:
+                if select.select([self.process.pidfd], [], [], left_ns / 1e9)[0]:
+                    raise GuestError(f"the guest's process ended{self._last_words()}")
+        finally:
+            running = self.unpause()
+        return paused_ns, int(running["running"])
+
     def borrow(self, fd: int) -> socket.socket:
         """A duplicate of the guest's descriptor `fd`."""
         return socket.socket(fileno=syscalls.pidfd_getfd(self.process.pidfd, fd))

@@ -8,7 +8,8 @@ reached the client and not what was sent to it.
 
 A table's time is when the news was read: the kernel puts none into them. Whoever waits on
 :meth:`Observation.fileno` reads within a wake-up; one that is busy with something else reads late, and never
-early. An announcement has the time at which the kernel received it.
+early (:mod:`testbed.lab.observer` does nothing else). An announcement has the time at which the kernel
+received it.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _read_all(watch: Watch[Change]) -> Iterator[Change | ObserveError]:
             changes = watch.read()
         except ObserveError as error:
             yield error
-            continue
+            changes = watch.read()
         if not changes:
             return
         yield from changes

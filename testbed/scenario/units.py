@@ -68,3 +68,26 @@ def format_rate(bits_per_s: float) -> str:
 def format_ms(milliseconds: float) -> str:
     """For people: three digits, in seconds from one second on."""
     return f"{milliseconds / 1000:.3g} s" if milliseconds >= 1000 else f"{milliseconds:.3g} ms"
+
+
+def write_size(size_bytes: int) -> str:
+    """As :func:`parse_size` reads it back, to the byte."""
+    return _write(size_bytes, {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1})
+
+
+def write_rate(bits_per_s: int) -> str:
+    """As :func:`parse_rate` reads it back."""
+    return _write(bits_per_s, {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1})
+
+
+def write_duration(duration_ns: int) -> str:
+    """As :func:`parse_duration` reads it back."""
+    return _write(duration_ns, {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1})
+
+
+def _write(value: int, units: Mapping[str, int]) -> str:
+    """With the largest unit of which it is a whole number; zero in the smallest."""
+    for unit, factor in units.items():
+        if value and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return f"0{list(units)[-1]}"

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from testbed.handover.announcement import SCHEDULE_MS
+from testbed.lab import plan as planned
 from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
@@ -104,11 +105,22 @@ def test_any_announcement_makes_the_switch_relearn(tmp_path: Path, announce: str
     assert_unbroken(result)
     assert result.network.announcements_seen == result.network.announcements_sent > 0
     assert result.network.switch_relearned_ms is not None
+    (moved,) = [change for change in result.migrations[0].tables if change.node == "switch"]
+    assert (moved.was, moved.now, moved.at_ms) == ("host-a", "host-b", result.network.switch_relearned_ms)
+    assert not [change for change in result.migrations[0].tables if change.table == "neighbour"]
 
 
 @pytest.mark.parametrize("announce", ["garp-request", "garp-reply"])
 def test_a_mac_address_for_each_host_works_with_an_announcement(tmp_path: Path, announce: str) -> None:
-    assert_unbroken(migrate(tmp_path, mac="per-host", announce=announce))
+    result = migrate(tmp_path, mac="per-host", announce=announce)
+    assert_unbroken(result)
+    turned = {
+        (change.node, change.was, change.now)
+        for change in result.migrations[0].tables
+        if change.key == planned.GUEST_IPV4.split("/")[0]
+    }
+    before, after = (planned.PER_HOST_MACS[host] for host in planned.HOSTS)
+    assert turned == {("client1", before, after), ("client2", before, after)}
 
 
 @pytest.mark.slow

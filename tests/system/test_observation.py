@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from testbed.handover.announcement import Kind
 from testbed.handover.announcer import Announcer
 from testbed.handover.filters import Identity
 from testbed.lab.observation import Observation
+from testbed.lab.observer import start_observer
+from testbed.measure.trace import Recorder
 from tests.system import handover_stage as stage
 from tests.system.test_port_handover import announcer
 
-pytestmark = pytest.mark.universe(preload=("scapy.layers.l2", "scapy.layers.inet6"))
+pytestmark = pytest.mark.universe(preload=("testbed.lab.observer",))
 
 DEADLINE_S = 10.0
 CLIENTS = ("client", "local")
@@ -147,3 +150,26 @@ def test_a_neighbour_that_is_not_reached_any_more_has_no_mac_address() -> None:
         (change,) = watch.read(DEADLINE_S)
     assert (change.entry.address, change.entry.mac, change.entry.state) == (ADDRESS, None, "failed")
     assert not change.gone
+
+
+def test_the_observer_tells_the_recorder_what_it_reads(tmp_path: Path) -> None:
+    stage.make_network()
+    recorder = Recorder(tmp_path / "recorder")
+    guests = {"vm1": stage.EITHER_MAC}
+    observer = start_observer(
+        clients=CLIENTS, bridges=BRIDGES, guests=guests, recorder=tmp_path / "recorder", log=tmp_path / "log"
+    )
+    with observer:
+        observer.wait_ready(DEADLINE_S)
+        replace_entry("client", stage.MAC)
+        host = stage.make_host("host-b")
+        host.port.plug()
+        announcer(host).announce()
+        wanted = {("client", "neighbour"), ("local", "announcement-seen"), ("switch", "forwarding")}
+        end_s = time.monotonic() + DEADLINE_S
+        while missing := wanted - {(one["source"], one["event"]) for one in recorder.events}:
+            ready = select.select([recorder], [], [], max(0.0, end_s - time.monotonic()))[0]
+            assert ready, f"nothing of {missing}: {recorder.events}\n{observer.stderr_tail()}"
+            recorder.receive()
+    assert recorder.events[0]["event"] == "observation-begins"
+    recorder.close()

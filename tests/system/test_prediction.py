@@ -36,7 +36,7 @@ class Listener(Witness):
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def migration(self, source: str, target: str, number: int, of: int) -> None:
+    def migration(self, source: str, target: str, number: int, of: int, vm: str | None = None) -> None:
         self.before = list(self.said)
 
 

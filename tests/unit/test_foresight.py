@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from testbed.experiment.fitting import Basis, TooFewMigrations, fit
-from testbed.experiment.foresight import GOODPUT, Foresight, way
+from testbed.experiment.foresight import GOODPUT, Foresight, Foretold, way
 from testbed.experiment.prediction_bench import GRID_RATES, grid
 from testbed.migration.overheads import Overheads
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 OPTIONS = Options(ram_bytes=64 << 20, fill=0.5, bandwidth_bits_per_s=10**9)
@@ -27,47 +28,60 @@ WATCHED: dict[str, Any] = {
 }
 
 
+def foresight(watched: dict[str, Any] | None, **changes: Any) -> Foresight:
+    scenario = scenario_of(replace(OPTIONS, **changes))
+    return Foresight.of(scenario, scenario.vms[0], watched, TABLE)
+
+
+def foretold(seen: Foresight, before: int = 0) -> Foretold:
+    return seen.foretold(before, seen.scenario.manner())
+
+
 def test_what_was_seen_goes_before_what_was_asked_for() -> None:
-    seen = Foresight.of(OPTIONS, WATCHED, TABLE)
+    seen = foresight(WATCHED)
     assert (seen.guest.touched_pages, seen.guest.zero_pages, seen.why) == (9000, 1000, None)
     assert seen.guest.curve.pages(2_000_000) == 15
-    assert seen.told(seen.prediction()).basis == "sampled"
+    assert foretold(seen).told().basis == "sampled"
 
 
 def test_where_nothing_was_seen_the_options_are_what_there_is() -> None:
     refused = WATCHED | {"samples": [], "refused": "too dear", "exact": False}
     for watched, why in ((refused, "too dear"), (None, "the guest was not watched")):
-        seen = Foresight.of(OPTIONS, watched, TABLE)
+        seen = foresight(watched)
         assert seen.why == why
         assert seen.guest.curve.pages(10**9) > 1000
-        assert seen.told(seen.prediction()).basis == "options"
-    assert Foresight.of(OPTIONS, None, TABLE).guest.touched_pages == PAGES // 2
+        assert foretold(seen).told().basis == "options"
+    assert foresight(None).guest.touched_pages == PAGES // 2
+
+
+def test_connections_that_stay_open_are_those_of_the_probes() -> None:
+    assert foresight(None, connections=8, clients=3, stream_rate_per_s=10).guest.connections == 11
+    assert foresight(None, connections=8, clients=3, stream_rate_per_s=0).guest.connections == 8
 
 
 def test_a_guest_that_has_moved_has_all_of_its_ram_touched_and_no_more_data() -> None:
-    seen = Foresight.of(OPTIONS, WATCHED, TABLE)
-    first, second = seen.prediction(0).course.rounds[0], seen.prediction(1).course.rounds[0]
+    seen = foresight(WATCHED)
+    first, second = (foretold(seen, before).prediction.course.rounds[0] for before in (0, 1))
     assert (first.pages, first.zero_pages) == (9000, 1000)
     assert (second.pages, second.zero_pages) == (PAGES, PAGES - 8000)
     assert first.bytes == second.bytes
 
 
 def test_headers_take_their_share_of_a_wires_rate() -> None:
-    asked = way(replace(OPTIONS, max_bandwidth_bits_per_s=8 * 10**6))
+    scenario = scenario_of(replace(OPTIONS, max_bandwidth_bits_per_s=8 * 10**6))
+    asked = way(scenario, scenario.manner())
     assert asked.wire_bytes_per_s == 125e6 * GOODPUT
     assert 0.98 < GOODPUT < 1
     assert asked.cap_bytes_per_s == 1e6
-    assert way(Options()).wire_bytes_per_s is None
+    free = scenario_of(Options())
+    assert way(free, free.manner()).wire_bytes_per_s is None
 
 
 def test_only_doubt_is_told_beforehand() -> None:
-    calm = Foresight.of(replace(OPTIONS, dirty_rate_pages_per_s=0), None, TABLE)
-    busy = Foresight.of(
-        replace(OPTIONS, bandwidth_bits_per_s=10**7, dirty_rate_pages_per_s=9000), None, TABLE
-    )
-    assert calm.doubt is None
-    assert busy.doubt is not None
-    assert busy.doubt.startswith("will not converge: dirties ")
+    assert foretold(foresight(None, dirty_rate_pages_per_s=0)).doubt is None
+    doubt = foretold(foresight(None, bandwidth_bits_per_s=10**7, dirty_rate_pages_per_s=9000)).doubt
+    assert doubt is not None
+    assert doubt.startswith("will not converge: dirties ")
 
 
 def measured(outcome: str, transferred_bytes: int, total_ms: float, blackout_ms: float | None) -> Any:
@@ -79,15 +93,15 @@ def measured(outcome: str, transferred_bytes: int, total_ms: float, blackout_ms:
 
 
 def test_the_error_is_what_was_foretold_against_what_was_measured() -> None:
-    seen = Foresight.of(OPTIONS, WATCHED, TABLE)
-    made = seen.prediction()
-    half = measured("completed", made.course.transferred_bytes * 2, made.course.total_ns / 2e6, None)
-    error = seen.beside(0, half).predicted.error  # type: ignore[union-attr]
+    said = foretold(foresight(WATCHED))
+    made = said.prediction.course
+    half = measured("completed", made.transferred_bytes * 2, made.total_ns / 2e6, None)
+    error = said.beside(half).predicted.error  # type: ignore[union-attr]
     assert error is not None
     assert (error.transferred_bytes, error.total_ms, error.blackout_ms) == (-0.5, 1.0, None)
-    assert error.rounds == len(made.course.rounds) - 3
+    assert error.rounds == len(made.rounds) - 3
     rolled_back = measured("rolled-back", 1, 1.0, 1.0)
-    assert seen.beside(0, rolled_back).predicted.error is None  # type: ignore[union-attr]
+    assert said.beside(rolled_back).predicted.error is None  # type: ignore[union-attr]
 
 
 # ---- the table
@@ -125,8 +139,9 @@ def test_the_table_is_what_the_machine_was_made_of() -> None:
     large, small, crowded = run_of(64 << 20, 10), run_of(16 << 20, 10), run_of(64 << 20, 210)
     table = fit(Basis([large], [small], [crowded], [large], digest_page_ns=[1000.0]))
     expected = {
-        "bandwidth_bytes_per_s": 1e9, "before_ns": 100e6, "before_page_ns": 1000, "round_ns": 1e6, "gap_ns": 3e6,
-        "digest_page_ns": 1000, "zero_page_ns": 2000, "pause_ns": 3e6, "blackout_ns": 2e6,
+        "bandwidth_bytes_per_s": 1e9, "before_ns": 100e6, "before_page_ns": 1000,
+        "round_ns": 1e6, "gap_ns": 3e6, "digest_page_ns": 1000, "zero_page_ns": 2000,
+        "pause_ns": 3e6, "blackout_ns": 2e6,
         "blackout_connection_ns": 1e5, "after_ns": 50e6, "after_page_ns": 0, "program_pages": 4,
     }  # fmt: skip
     found = {name: span.likely for name, span in vars(table).items()}

@@ -1,0 +1,218 @@
+"""Calibrates the instrument: does known things to a guest, and holds against them what each probe says.
+
+No guest migrates. Runs inside a universe; what each error means is said in :mod:`testbed.measure.accuracy`.
+
+Pauses of one length do not come one after the other but shuffled in each repeat, so that what changes on the
+machine strikes all lengths alike, and at a random moment, so that their phase against the probes' turns is
+random too. Each probe is alone with its guest: what others ask would stand in the queue before it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from testbed.experiment.machine import this_machine
+from testbed.experiment.stand import CLIENT, Stand
+from testbed.experiment.trials import COUNTS, PAUSES, PAUSES_NS, CountTrial, PauseTrial
+from testbed.measure import calibration as model
+from testbed.measure.accuracy import Deviation, Sight, Spread, Stall, deviation, spread
+
+WARM_S = 0.3
+"""From the first request to the first pause: connections have found their pace by then."""
+CALM_S = 0.05
+"""From the end of a pause to the next, at least: what has piled up is served, and a window without a pause
+is over."""
+PHASE_S = 0.02
+"""Up to so much more, at random: several turns of the slowest probe."""
+COUNTING_S = 0.8
+"""For so long wrong is done to a probe."""
+
+
+class Witness(Protocol):
+    """Is told of a calibration while it goes on."""
+
+    def say(self, text: str) -> None: ...
+    def advance(self, done: int, of: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be calibrated: the kinds of probe (all if none), how often each pause, and the seed of their
+    order and phase. `client` is the entry of a client's process: the instrument itself."""
+
+    kinds: Collection[str] = ()
+    repeats: int = 10
+    lengths_ns: Sequence[int] = PAUSES_NS
+    seed: int = 1
+    client: str = CLIENT
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it says all that later runs want to know of the instrument."""
+        return not self.kinds
+
+    def takes(self, kind: str) -> bool:
+        return not self.kinds or kind in self.kinds
+
+
+def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> model.Calibration:
+    """Do all that is asked; leaves ``calibration.json`` in `folder`. Raises what brings a lab down."""
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    surroundings: dict[str, Any] = {}
+    pauses: list[model.Pauses] = []
+    deviations: list[Deviation] = []
+    for trial in (one for one in PAUSES if request.takes(one.kind)):
+        seen, surroundings = _pause(trial, request, folder, witness)
+        pauses.append(pauses_of(trial, seen))
+        deviations += [one for one in seen if one.stall.asked_ns]
+    counts: list[model.Count] = []
+    for count_trial in COUNTS:
+        if request.takes(count_trial.kind):
+            counts += _count(count_trial, request, folder, witness)
+    gap_error = errors(spread(one.error_ns for one in deviations if one.error_ns is not None))
+    calibration = model.Calibration(
+        name=name,
+        started_at=started_at,
+        machine=this_machine(),
+        repeats=request.repeats,
+        seed=request.seed,
+        gap_error_ms=gap_error,
+        pauses=pauses,
+        counts=counts,
+        conditions=[],
+        left_out=[],
+        holds=all(one.holds for one in pauses) and all(one.holds for one in counts),
+        environment=surroundings,
+    )
+    (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2) + "\n")
+    return calibration
+
+
+def _pause(
+    trial: PauseTrial, request: Request, folder: Path, witness: Witness
+) -> tuple[list[Deviation], dict[str, Any]]:
+    """Stop a guest for known times while it is probed; what the probe made of each, and the surroundings."""
+    order = _order(request)
+    witness.say(f"pauses: {trial.name}; {len(order)} pauses of a guest that runs {trial.program}")
+    phase = random.Random(f"{request.seed} {trial.name}")
+    stalls: list[Stall] = []
+    with Stand(trial.program, 1, folder / f"pauses-{trial.name}", request.client) as stand:
+        stand.start("client1", [trial.request])
+        stand.rest(WARM_S)
+        for done, duration_ns in enumerate(order, 1):
+            stand.rest(CALM_S + phase.uniform(0, PHASE_S))
+            stalls.append(stand.stall(duration_ns))
+            witness.advance(done, len(order))
+        stand.rest(CALM_S)
+        report = stand.stop("client1", [stall.window for stall in stalls])
+        surroundings = stand.environment()
+    looks = zip(stalls, report["during"], strict=True)
+    return [_looked_at(trial, stall, during) for stall, during in looks], surroundings
+
+
+def _order(request: Request) -> list[int]:
+    """Every length once in each repeat, shuffled."""
+    shuffling = random.Random(request.seed)
+    return [
+        length
+        for _ in range(request.repeats)
+        for length in shuffling.sample(list(request.lengths_ns), len(request.lengths_ns))
+    ]
+
+
+def _looked_at(trial: PauseTrial, stall: Stall, during: dict[str, Any]) -> Deviation:
+    """`during` is the probe's own report of the window of `stall`."""
+    longest_ns, at_ns = during["longest_ns"], during["longest_at_ns"]
+    sight = None if longest_ns is None else Sight(longest_ns, at_ns)
+    return deviation(trial.definition, trial.interval_ns, stall, sight)
+
+
+def pauses_of(trial: PauseTrial, deviations: Sequence[Deviation]) -> model.Pauses:
+    """One probe's figures from all that it made of the pauses."""
+    made = [one for one in deviations if one.stall.asked_ns]
+    quiet = [one for one in deviations if not one.stall.asked_ns]
+    error = errors(_known(made))
+    return model.Pauses(
+        name=trial.name,
+        kind=trial.kind,
+        program=trial.program,
+        probe=dict(trial.probe),
+        interval_ms=trial.interval_ns / 1e6,
+        noise_ms=_ms(statistics.median(one.measured_ns for one in quiet)) if quiet else None,
+        lengths=[
+            _length(asked_ns, [one for one in deviations if one.stall.asked_ns == asked_ns])
+            for asked_ns in sorted({one.stall.asked_ns for one in deviations})
+        ],
+        error=error,
+        of_pause=errors(spread(one.of_pause_ns for one in made)),
+        holds=error is None or abs(error.median) < model.GAP_ERROR_MS,
+    )
+
+
+def _length(asked_ns: int, deviations: Sequence[Deviation]) -> model.Length:
+    of_pause = errors(spread(one.of_pause_ns for one in deviations))
+    assert of_pause is not None  # there is a deviation for each length
+    return model.Length(
+        asked_ms=asked_ns / 1e6,
+        true_ms=_ms(statistics.median(one.stall.length_ns for one in deviations)),
+        measured_ms=_ms(statistics.median(one.measured_ns for one in deviations)),
+        unnoticed=sum(one.error_ns is None for one in deviations),
+        error=errors(_known(deviations)),
+        of_pause=of_pause,
+    )
+
+
+def _known(deviations: Iterable[Deviation]) -> Spread | None:
+    return spread(one.error_ns for one in deviations if one.error_ns is not None)
+
+
+def errors(found: Spread | None) -> model.Errors | None:
+    """From nanoseconds to what stands in the file."""
+    if found is None:
+        return None
+    return model.Errors(
+        count=found.count,
+        median=_ms(found.median),
+        p95=_ms(found.p95),
+        largest=_ms(found.largest),
+        low=_ms(found.low),
+        high=_ms(found.high),
+        too_long=found.above,
+    )
+
+
+def _count(trial: CountTrial, request: Request, folder: Path, witness: Witness) -> list[model.Count]:
+    """Have a guest do wrong and count it; what its probe found of it."""
+    faulty = trial.program.rpartition(":")[2]
+    witness.say(f"wrong on purpose: {trial.name} against {faulty}")
+    with Stand(trial.program, 1, folder / f"counts-{trial.name}", request.client) as stand:
+        stand.start("client1", [trial.request])
+        stand.rest(COUNTING_S)
+        report = stand.stop("client1")
+        done = stand.program_stats()
+    return [
+        count_of(trial, in_report, done[in_stats], report[in_report])
+        for in_report, in_stats in trial.counts.items()
+    ]
+
+
+def count_of(trial: CountTrial, what: str, done: int, found: int) -> model.Count:
+    """Nothing done proves nothing: then it does not hold."""
+    return model.Count(
+        name=trial.name,
+        kind=trial.kind,
+        what=what.replace("_", " "),
+        done=done,
+        found=found,
+        holds=done == found and done > 0,
+    )
+
+
+def _ms(duration_ns: float) -> float:
+    return round(duration_ns / 1e6, 4)

@@ -1,0 +1,143 @@
+"""Run folders to one page. The only room of the report that writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.report.page import folder as run_folder
+from testbed.report.page.folder import NotARun
+from testbed.report.page.tables import Table
+from testbed.report.page.view import View, view
+from testbed.report.page.words import DEFINITIONS
+
+PAGE = "report.html"
+COMPARISON = "comparison.json"
+PARTS = Path(__file__).with_name("parts")
+SCRIPTS = (
+    "base.js",
+    "requests.js",
+    "rows.js",
+    "timeline.js",
+    "warp.js",
+    "film.js",
+    "stage.js",
+    "replay.js",
+    "page.js",
+)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a comparison says above the runs that it compared."""
+
+    title: str = ""
+    sentences: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Make the page of these runs and say where it is: ``report.html`` in the folder of one run or
+    comparison, in the folder that has all of several, or `out`. Raises NotARun, and OSError where it cannot
+    be written.
+    """
+    text = page(folders)
+    path = out or _common(folders) / PAGE
+    path.write_text(text)
+    return path
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    if len(folders) == 1:
+        return folders[0]
+    parents = [set(one.resolve().parents) for one in folders]
+    return max(set.intersection(*parents), key=lambda one: len(one.parts))
+
+
+def page(folders: Sequence[Path]) -> str:
+    """The page as text."""
+    runs, beside = _unfolded(folders)
+    views = [view(run_folder.read(one)) for one in runs]
+    return _rendered(views, beside)
+
+
+def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
+    """A comparison's folder stands for the runs in it."""
+    if len(folders) != 1 or not (folders[0] / COMPARISON).is_file():
+        return list(folders), Beside()
+    root = folders[0]
+    try:
+        told = json.loads((root / COMPARISON).read_text())
+        entries = [one for one in told["runs"] if isinstance(one, dict)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotARun(f"{root / COMPARISON}: cannot be read as a comparison ({error})") from error
+    there = [one for one in entries if (root / str(one.get("folder"))).is_dir()]
+    if not there:
+        raise NotARun(f"{root}: none of the {len(entries)} runs that {COMPARISON} names is there")
+    names = [f"{one.get('variant')} {one.get('repeat')}" for one in there]
+    return [root / str(one["folder"]) for one in there], _beside(told, names)
+
+
+def _beside(told: dict[str, Any], names: list[str]) -> Beside:
+    sentences = [
+        str(one.get("sentence"))
+        for one in told.get("differences", [])
+        if isinstance(one, dict) and one.get("real")
+    ]
+    variants = [one for one in told.get("variants", []) if isinstance(one, dict)]
+    title = f"{' and '.join(str(one.get('label')) for one in variants)}, {told.get('repeats')} runs each"
+    return Beside(title, sentences, [_medians(variants)] if variants else [], names)
+
+
+def _medians(variants: Sequence[dict[str, Any]]) -> Table:
+    """Each variant's median of each figure, with its lowest and highest run."""
+    from testbed.experiment.comparison import MEASURES
+
+    shows = {measure.key: measure for measure in MEASURES}
+    keys = list(dict.fromkeys(key for one in variants for key in one.get("figures", {})))
+
+    def cell(figure: dict[str, Any] | None, show: Any) -> str:
+        if not figure or figure.get("median") is None:
+            return "-"
+        low, high, median = show(figure["low"]), show(figure["high"]), show(figure["median"])
+        return median if low == high else f"{median} ({low} to {high})"
+
+    rows = []
+    for key in keys:
+        show = shows[key].show if key in shows else str
+        noun = shows[key].noun if key in shows else key
+        rows.append([noun, *(cell(one.get("figures", {}).get(key), show) for one in variants)])
+    return Table(
+        "Medians, with the lowest and the highest run",
+        ["", *(str(one.get("label")) for one in variants)],
+        rows,
+    )
+
+
+def _rendered(views: Sequence[View], beside: Beside) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    keys = list(dict.fromkeys(key for one in views for key in one.summary))
+    names = beside.names or [one.name for one in views]
+    return environment.get_template("page.html").render(
+        title=beside.title or (views[0].title if len(views) == 1 else f"{len(views)} runs side by side"),
+        style=(PARTS / "style.css").read_text(),
+        script="\n".join((PARTS / name).read_text() for name in SCRIPTS),
+        views=views,
+        names=names,
+        keys=keys,
+        beside=beside,
+        definitions=DEFINITIONS,
+    )

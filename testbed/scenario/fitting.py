@@ -1,0 +1,144 @@
+"""What of a scenario does not fit together: names and addresses used twice, places that are not there, what
+the lab cannot do. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from testbed.clients import spec
+from testbed.faults.kinds import Fault
+from testbed.scenario.parts import client_addresses
+from testbed.scenario.steps import Step
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
+
+
+def problems(scenario: Scenario) -> Iterator[str]:
+    """Each thing that is wrong, as ``key: what; what is allowed``."""
+    yield from _names_twice(scenario)
+    yield from _addresses_twice(scenario)
+    yield from _places(scenario)
+    yield from _probe_problems(scenario)
+    yield from _storage_problems(scenario)
+    for number, step in enumerate(scenario.steps, 1):
+        for problem in _step_problems(scenario, step):
+            yield f"step[{number}].{problem}"
+
+
+def _names_twice(scenario: Scenario) -> Iterator[str]:
+    nodes = [("hosts", name) for name in scenario.hosts]
+    nodes += [("client", client.name) for client in scenario.clients]
+    nodes += [("vm", vm.name) for vm in scenario.vms]
+    yield from _twice(nodes, "something")
+    ways = {"both": ("to-node", "from-node")}
+    links = [
+        (link.name, way) for link in scenario.links for way in ways.get(link.direction, (link.direction,))
+    ]
+    yield from _twice([("link", f"{name} ({way})") for name, way in links], "a link")
+
+
+def _twice(named: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for where, name in named:
+        if name in seen:
+            yield f"{where}: {what} called {name} is there already, under {seen[name]}"
+        seen[name] = where
+
+
+def _addresses_twice(scenario: Scenario) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for number, client in enumerate(scenario.clients, 1):
+        seen |= {str(ipaddress.ip_address(address)): client.name for address in client_addresses(number)}
+    for vm in scenario.vms:
+        addresses = [str(ipaddress.ip_address(address)) for address in (vm.ipv4, vm.ipv6)]
+        for name, address in zip(("ipv4", "ipv6", "mac_address"), (*addresses, vm.mac_address), strict=True):
+            if address in seen:
+                yield f"vm[{vm.name}].{name}: {address} is {seen[address]}'s already"
+            seen[address] = vm.name
+
+
+def _places(scenario: Scenario) -> Iterator[str]:
+    hosts, vms = ", ".join(scenario.hosts), [vm.name for vm in scenario.vms]
+    for vm in scenario.vms:
+        if vm.host not in scenario.hosts:
+            yield f"vm[{vm.name}].host: there is no host {vm.host!r}; there are: {hosts}"
+    for client in scenario.clients:
+        if client.on not in ("switch", *scenario.hosts):
+            yield f"client[{client.name}].on: {client.on!r} is none of switch, {hosts}"
+        for number, probe in enumerate(client.probes, 1):
+            if probe.vm is not None and probe.vm not in vms:
+                yield (
+                    f"client[{client.name}].probe[{number}].vm: there is no guest {probe.vm!r}; "
+                    f"there are: {', '.join(vms)}"
+                )
+    for link in scenario.links:
+        if link.name not in scenario.link_names:
+            yield f"link: there is no link {link.name!r}; there are: {', '.join(scenario.link_names)}"
+
+
+def _probe_problems(scenario: Scenario) -> Iterator[str]:
+    for client in scenario.clients:
+        if not client.probes and not client.programs:
+            yield f"client[{client.name}]: does nothing; give it a probe or a program"
+        for number, probe in enumerate(client.probes, 1):
+            guest, programs = scenario.asked(probe).guest_program, spec.programs_for(probe.kind)
+            if probe.program is None and guest in spec.PROGRAM_PORTS and programs and guest not in programs:
+                yield (
+                    f"client[{client.name}].probe[{number}].kind: a {probe.kind} probe talks to "
+                    f"{', '.join(programs)}, and {scenario.asked(probe).name} runs {guest}"
+                )
+            try:
+                spec.parse({"name": client.name, "probes": [scenario.probe_argument(probe)]})
+            except spec.SpecError as error:
+                told = str(error).partition(": ")[2]
+                for field, key in probe.fields_written().items():
+                    told = told.replace(f"`{field}`", key)
+                yield f"client[{client.name}].probe[{number}]: {told}"
+
+
+def _storage_problems(scenario: Scenario) -> Iterator[str]:
+    if not scenario.has_storage:
+        if scenario.storage.rate_bits_per_s is not None or scenario.storage.server != "testbed":
+            yield 'storage: there is none unless a guest has a disk; give one its disk = "64MiB"'
+        return
+    if len(scenario.hosts) > 2:
+        yield (
+            f"hosts: shared storage (a guest has a disk) is for two hosts, and here are {len(scenario.hosts)}"
+        )
+    with_disk = [vm.name for vm in scenario.vms if vm.disk_bytes]
+    if scenario.storage.server == "nbdkit":
+        if len(with_disk) > 1:
+            yield "storage.server: nbdkit serves the disk of one guest, not of several"
+        if scenario.is_quick:
+            yield "storage.server: nbdkit has no LUN that moves; mode quick needs testbed"
+    if scenario.is_quick:
+        modes = {scenario.manner(step).mode for step in scenario.steps if step.verb in ("migrate", "drain")}
+        if modes != {"quick"}:
+            others = ", ".join(sorted(modes - {"quick"}))
+            yield f"migration.mode: quick moves the LUN as a whole, so no migration beside it can be {others}"
+        if len(scenario.vms) > 1:
+            yield "migration.mode: quick moves the whole LUN, so it is for one guest alone"
+
+
+def _step_problems(scenario: Scenario, step: Step) -> Iterator[str]:
+    hosts, vms = ", ".join(scenario.hosts), [vm.name for vm in scenario.vms]
+    for name in step.migrate or ():
+        if name not in vms:
+            yield f"migrate: there is no guest {name!r}; there are: {', '.join(vms)}"
+    if len(set(step.migrate or ())) < len(step.migrate or ()):
+        yield "migrate: a guest is named twice"
+    for name, host in (("to", step.to), ("drain", step.drain)):
+        if host is not None and host not in scenario.hosts:
+            yield f"{name}: there is no host {host!r}; there are: {hosts}"
+    if step.drain is not None and step.drain == step.to:
+        yield f"to: {step.to!r} is the host that is drained"
+    if step.link is not None and step.link not in scenario.link_names:
+        yield f"link: there is no link {step.link!r}; there are: {', '.join(scenario.link_names)}"
+    if step.on is not None and step.on not in scenario.nodes:
+        yield f"on: there is no node {step.on!r}; there are: {', '.join(scenario.nodes)}"
+    if step.fault is not None and Fault.parse(step.fault).kind.needs_storage and not scenario.has_storage:
+        yield f"fault: {step.fault} needs shared storage: give the guest a disk"
