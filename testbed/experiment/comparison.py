@@ -21,7 +21,17 @@ from testbed.measure.significance import FALSE_DISCOVERIES, Stratum, adjusted, c
 from testbed.measure.statistics import Interval, interval_of_difference, interval_of_ratio
 from testbed.scenario.variants import Contender
 
-__all__ = ["MEASURES", "Circumstances", "Finished", "Measure", "comparison", "contrast", "figure", "judged", "method"]
+__all__ = [
+    "MEASURES",
+    "Circumstances",
+    "Finished",
+    "Measure",
+    "comparison",
+    "contrast",
+    "figure",
+    "judged",
+    "method",
+]
 
 Kind = Literal["ratio", "difference"]
 _SAME: dict[Kind, float] = {"ratio": 1.0, "difference": 0.0}
@@ -117,16 +127,16 @@ def comparison(
 def method(made: Circumstances) -> str:
     """How differences are judged, in a sentence or two."""
     told = (
-        f"Medians, with bootstrapped intervals. A difference is called real where a permutation test of ranks "
-        f"holds after Benjamini and Hochberg's correction for all that is judged here: of what is called real, "
-        f"at most {FALSE_DISCOVERIES:.0%} is chance."
+        f"Medians, with bootstrapped intervals. A difference is called real where a permutation test of "
+        f"ranks holds after Benjamini and Hochberg's correction for all that is judged here: of what is "
+        f"called real, at most {FALSE_DISCOVERIES:.0%} is chance."
     )
     if least_chance([(made.repeats, made.repeats)]) > FALSE_DISCOVERIES:
         told += f" With {made.repeats} runs each nothing can be shown between two variants."
     if made.spoiled:
         told += (
-            f" {made.workers} labs ran beside each other: all that was measured of time is spoiled, and is not "
-            f"compared."
+            f" {made.workers} labs ran beside each other: all that was measured of time is spoiled, and is "
+            f"not compared."
         )
     return told
 
@@ -208,8 +218,8 @@ def _judged(one: Contrast, adjusted_chance: float | None) -> model.Difference:
 
 
 def sentence(one: Contrast, adjusted_chance: float | None, *, real: bool) -> str:
-    """In words how the first label's figure compares with the second's, told from the smaller one's side. What
-    the runs only hint at is told as a hint."""
+    """In words how the first label's figure compares with the second's, told from the smaller one's side.
+    What the runs only hint at is told as a hint."""
     (first, second), measure, kind, interval = one.labels, one.measure, one.kind, one.interval
     if one.value == _SAME[kind] or (interval is not None and not interval.excludes(_SAME[kind])):
         return f"{first} and {second}: no difference in {measure.noun} that these {one.runs} runs show"

@@ -42,9 +42,7 @@ def factors(variants: Sequence[model.Variant]) -> dict[str, list[str]]:
     return {factor: list(levels) for factor, levels in found.items() if len(levels) > 1}
 
 
-def effects(
-    variants: Sequence[model.Variant], measures: Sequence[Measure], seed: int
-) -> list[model.Effect]:
+def effects(variants: Sequence[model.Variant], measures: Sequence[Measure], seed: int) -> list[model.Effect]:
     """Each pair of levels of each factor, in each figure; judged together."""
     of_grid = factors(variants)
     found = [
@@ -73,7 +71,9 @@ def _contrast(
             continue
         rest = {name: variant.levels[name] for name in others}
         twin = next(
-            one for one in variants if one.levels[factor] == level and {n: one.levels[n] for n in others} == rest
+            one
+            for one in variants
+            if one.levels[factor] == level and {n: one.levels[n] for n in others} == rest
         )
         sides = _known(variant, measure), _known(twin, measure)
         if all(sides):
@@ -128,8 +128,8 @@ def _judged(one: _Found, adjusted_chance: float | None) -> model.Effect:
 
 
 def _everywhere(one: _Found, by: Mapping[str, float]) -> bool:
-    """Whether the effect is the same in each stratum, as far as the runs show: of one sign, and within what is
-    known of each by itself."""
+    """Whether the effect is the same in each stratum, as far as the runs show: of one sign, and within what
+    is known of each by itself."""
     if len(by) < 2:
         return True
     if len({value > 0 for value in by.values()}) > 1:
@@ -151,7 +151,9 @@ def _sentence(one: _Found, by: Mapping[str, float], *, everywhere: bool, real: b
     if not one.others:
         return f"{told} ({error})"
     if everywhere:
-        return f"{told}, whatever {' and '.join(one.others)} {'is' if len(one.others) == 1 else 'are'} ({error})"
+        return (
+            f"{told}, whatever {' and '.join(one.others)} {'is' if len(one.others) == 1 else 'are'} ({error})"
+        )
     each = "; ".join(f"{_signed(value, one.measure)} with {where}" for where, value in by.items())
     return f"{told} on average, and it depends: {each} ({error})"
 

@@ -12,8 +12,8 @@ from testbed.scenario.units import format_ms, format_size
 @dataclass(frozen=True)
 class Measure:
     """What is compared: `of` takes it from a run's result, `show` writes it for people, `told` says by how
-    much it is smaller, `more` and `less` what makes it greater or smaller. A count may be zero and is compared
-    by difference, everything else by ratio. `is_time`: it depends on how busy the machine is.
+    much it is smaller, `more` and `less` what makes it greater or smaller. A count may be zero and is
+    compared by difference, everything else by ratio. `is_time`: it depends on how busy the machine is.
     """
 
     key: str

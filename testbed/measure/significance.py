@@ -68,8 +68,8 @@ def least_chance(runs: Sequence[tuple[int, int]]) -> float:
 
 
 def adjusted(chances: Sequence[float | None]) -> list[float | None]:
-    """Each chance as Benjamini and Hochberg have it: to be called real at a share of false discoveries q where
-    it is at most q. None stays None and does not count."""
+    """Each chance as Benjamini and Hochberg have it: to be called real at a share of false discoveries q
+    where it is at most q. None stays None and does not count."""
     known = sorted((one, place) for place, one in enumerate(chances) if one is not None)
     found: list[float | None] = [None] * len(chances)
     least = 1.0

@@ -20,6 +20,8 @@ _OF_A_LOAD = ("dirty-rate", "working-set", "pattern")
 _OF_A_MIGRATION = ("mode", "downtime-limit", "max-rounds", "on-stall", "max-bandwidth")
 LINK_KEYS = ("delay", "jitter", "loss", "duplicate", "reorder", "rate", "queue")
 """Conditions of the clients' links; no options of ``testbed migrate``."""
+NO_OPTIONS = (*LINK_KEYS, "aftermath")
+"""Words that change a scenario and are no options of ``testbed migrate``."""
 _TOP = ("baseline", "aftermath", "seed")
 KEYS = (*_OF_A_VM, *_OF_A_LOAD, *_OF_A_MIGRATION, "bandwidth", "storage-rate", *_TOP, *LINK_KEYS)
 """All words that change a scenario."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TypeVar, get_args
 
-from testbed.scenario.changes import LINK_KEYS, changed
+from testbed.scenario.changes import NO_OPTIONS, changed
 from testbed.scenario.files import found
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
@@ -33,7 +33,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True)
 class Variant:
-    """`changes` are words of options (:mod:`testbed.scenario.words`) and of links
+    """`changes` are words of options (:mod:`testbed.scenario.words`) and of scenarios
     (:mod:`testbed.scenario.changes`), over the scenario `base` where there is one. `levels` says for each
     factor of a grid which level this is."""
 
@@ -144,8 +144,8 @@ def read_changes(text: str) -> dict[str, str]:
                     f"compare: {part!r} is none of {modes}, nor KEY=VALUE, nor a scenario (FILE.toml, or "
                     f"{', '.join(names())})"
                 )
-        if key not in KEYS and key not in LINK_KEYS:
-            raise OptionError(f"compare: {key!r} is none of {', '.join((*KEYS, *LINK_KEYS))}")
+        if key not in KEYS and key not in NO_OPTIONS:
+            raise OptionError(f"compare: {key!r} is none of {', '.join((*KEYS, *NO_OPTIONS))}")
         if key in changes:
             raise OptionError(f"compare: {text!r} sets {key} twice")
         changes[key] = value
@@ -165,7 +165,7 @@ def contenders(shared: Words, variants: Sequence[Variant]) -> list[Contender]:
         if labels.count(label) > 1:
             raise OptionError(f"compare: {label!r} is given twice")
     own = [variant for variant in variants if variant.base is None]
-    whole = {one.label: {**shared, **_without_links(one.changes)} for one in own}
+    whole = {one.label: {**shared, **_options_only(one.changes)} for one in own}
     disk_bytes = max(
         (_told_of(label, default_disk_bytes, words) for label, words in whole.items()), default=0
     )
@@ -184,19 +184,19 @@ def _contender(variant: Variant, words: Words | None, shared: Words) -> Contende
         base = base if seed is None else base.seeded(int(seed))
         return Contender(variant.label, None, changed(base, variant.changes, where), variant.levels)
     options = _told_of(variant.label, options_from, words)
-    links = {key: value for key, value in variant.changes.items() if key in LINK_KEYS}
-    links = {key: str(shared[key]) for key in LINK_KEYS if shared.get(key) is not None} | links
-    scenario = changed(scenario_of(options, "compare"), links, where)
+    besides = {key: str(shared[key]) for key in NO_OPTIONS if shared.get(key) is not None}
+    besides |= {key: value for key, value in variant.changes.items() if key in NO_OPTIONS}
+    scenario = changed(scenario_of(options, "compare"), besides, where)
     return Contender(variant.label, options, scenario, variant.levels)
 
 
-def _without_links(changes: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in changes.items() if key not in LINK_KEYS}
+def _options_only(changes: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in changes.items() if key not in NO_OPTIONS}
 
 
 def _told_of(label: str, make: Callable[[Words], _Made], words: Words) -> _Made:
     """What `make` makes of the words; where they are wrong, the line says in which variant."""
-    known = {key: value for key, value in words.items() if key not in LINK_KEYS}
+    known = {key: value for key, value in words.items() if key not in NO_OPTIONS}
     try:
         return make(known)
     except OptionError as error:

@@ -39,7 +39,11 @@ def test_a_word_is_a_label_and_its_changes(word: str, changes: dict[str, str]) -
 def test_a_variant_changes_what_it_names_and_shares_the_rest() -> None:
     one, other = compared("hold=yes", "hold=no,ram=64MiB", ram="32MiB", announce="rarp")
     assert (options(one).hold, options(one).ram_bytes, options(one).announce) == (True, 32 << 20, "rarp")
-    assert (options(other).hold, options(other).ram_bytes, options(other).announce) == (False, 64 << 20, "rarp")
+    assert (options(other).hold, options(other).ram_bytes, options(other).announce) == (
+        False,
+        64 << 20,
+        "rarp",
+    )
 
 
 def test_all_have_the_storage_that_one_needs() -> None:
