@@ -30,9 +30,9 @@ def compare(
         list[str],
         typer.Argument(
             help="Two or more of: live, stop-and-copy, quick; KEY=VALUE[,KEY=VALUE] with the options of "
-            "testbed migrate, as hold=no or mode=live,ram=1GiB; conditions of the clients' links, as delay=10ms "
-            "or loss=0.001; a scenario (FILE.toml, or a name from testbed scenarios), and KEY=VALUE over it. "
-            "Slashes make a grid of all combinations: hold=yes/no mac=keep/per-host."
+            "testbed migrate, as hold=no or mode=live,ram=1GiB; conditions of the clients' links, as "
+            "delay=10ms or loss=0.001; a scenario (FILE.toml, or a name from testbed scenarios), and "
+            "KEY=VALUE over it. Slashes make a grid of all combinations: hold=yes/no mac=keep/per-host."
         ),
     ],
     ram: asked.Ram = "256MiB",

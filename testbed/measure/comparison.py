@@ -67,7 +67,8 @@ class Difference(_Model):
     `value` is the median of `first` divided by that of `second`, or, where a run has zero, less it (`kind`).
     `chance` is that to see sides so far apart where they do not differ, `adjusted_chance` the same after all
     that is judged in this comparison was taken into account (testbed.measure.significance). `real`: that is
-    at most 5 %, and the interval excludes "no difference". Without an interval (one run a side) nothing is real.
+    at most 5 %, and the interval excludes "no difference". Without an interval (one run a side) nothing is
+    real.
     """
 
     figure: str
@@ -104,8 +105,8 @@ class Effect(_Model):
 
 class Comparison(_Model):
     """`complete` is False where it was ended before all runs were over. With several `workers` labs ran
-    beside each other: what was measured of time is spoiled then, and not compared. `method` says how differences
-    were judged. `factors` are those of a grid with their levels, and `effects` what they do."""
+    beside each other: what was measured of time is spoiled then, and not compared. `method` says how
+    differences were judged. `factors` are those of a grid with their levels, and `effects` what they do."""
 
     schema_version: int = SCHEMA_VERSION
     name: str

@@ -35,7 +35,7 @@ small, .dim { color: var(--dim); } .wrong { color: #c22; } svg { width: 100%; he
 
 def page(compared: Comparison) -> str:
     """The whole of it as HTML."""
-    title = f"{compared.name}: {' against '.join(one.label for one in compared.variants)}"
+    title = f"{compared.name}: {_of_whom(compared)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=dim>{escape(_made(compared))}</p>",
@@ -53,6 +53,13 @@ def page(compared: Comparison) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}{_colours()}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _of_whom(compared: Comparison) -> str:
+    if compared.factors:
+        levels = (f"{factor} ({', '.join(of)})" for factor, of in compared.factors.items())
+        return " by ".join(levels)
+    return " against ".join(one.label for one in compared.variants)
 
 
 def _made(compared: Comparison) -> str:

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from testbed.commands.ending import CHECK_FAILED, PASSED, ROLLED_BACK, status_of_run, worst
-from testbed.experiment.compare import folder_name
 from testbed.experiment.comparison import (
     MEASURES,
     Circumstances,
@@ -331,12 +330,6 @@ def test_real_differences_are_sentences_and_the_rest_is_one_line() -> None:
 def test_what_went_wrong_in_a_run_is_told_beside_its_folder() -> None:
     text = shown(compared([result(5), result(6, "rolled-back")], [result(50), result(60)]))
     assert "✗ 02-live: rolled-back; failed: migrated" in text
-
-
-def test_the_folder_of_a_run_has_its_number_and_what_can_stand_in_a_path() -> None:
-    assert folder_name(3, "mac=per-host,ram=1GiB") == "03-mac=per-host,ram=1GiB"
-    assert folder_name(12, "program=../up:Server") == "12-program=.._up:Server"
-    assert len(folder_name(1, "x" * 300)) < 255
 
 
 # ---- how it ends
