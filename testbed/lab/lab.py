@@ -22,7 +22,7 @@ from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
 from testbed.handover.wiring import wire_hold
-from testbed.host.control import CommandFailed, Line
+from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.lab import plan as planned
 from testbed.lab.guests import LabGuest, all_agents
 from testbed.lab.links import LabLinks
@@ -205,6 +205,22 @@ class Lab:
         end = time.monotonic() + duration_s
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
+
+    def sample(self, vm: str, all_ns: int, on_event: OnEvent) -> dict[str, Any]:
+        """How a guest dirties its RAM, watched for so long while it serves (testbed.host.watching). Raises
+        CommandFailed, and ControlError when its agent is gone or silent.
+        """
+        guest = self.vms[vm]
+        line = guest.line(guest.owner)
+        line.send({"do": "sample", "all_ns": all_ns})
+        end = time.monotonic() + all_ns / 1e9 + READY_DEADLINE_S
+        while (answer := line.poll()) is None:
+            if time.monotonic() > end:
+                raise ControlError(f"{guest.owner} has not said how {vm} writes")
+            self._wait([line], end - time.monotonic(), on_event)
+        if "error" in answer:
+            raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
+        return dict(answer["ok"])
 
     def watch_until(self, done: Callable[[], bool], deadline_s: float, on_event: OnEvent) -> bool:
         """Let the lab run until `done`, which is asked whenever something has happened, for at most so long;
