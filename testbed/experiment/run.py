@@ -33,6 +33,8 @@ WARM_MIGRATIONS = 2
 """After so many each host has sent and received: what its agent needs is loaded, and growth from here on is a
 leak."""
 MIGRATION_DEADLINE_S = 600.0
+LAST_EVENTS_S = 0.01
+"""How long the last events are waited for, after all who tell them have been asked to end."""
 
 
 class Witness(Protocol):
@@ -44,7 +46,7 @@ class Witness(Protocol):
 
 
 @dataclass
-class _Log:
+class Log:
     """What happened so far."""
 
     told: list[outcome.Told] = field(default_factory=list)
@@ -72,7 +74,7 @@ def run(
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     begun_ns = time.monotonic_ns()
-    log = _Log()
+    log = Log()
     with Lab(options, folder, witness.say) as lab:
         witness.say(f"guest: {options.program} on {lab.owner}")
         booted = lab.boot(import_path)
@@ -87,7 +89,7 @@ def run(
             witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
             last = number == options.migrations
             fault = Fault.parse(options.fault) if options.fault is not None and number == 1 else None
-            _migrate(lab, log, witness, import_path, AFTERMATH_S if last else BETWEEN_S, fault)
+            move(lab, log, witness, import_path, AFTERMATH_S if last else BETWEEN_S, fault)
             if log.told[-1].owner is None:
                 break
             if number == WARM_MIGRATIONS:
@@ -96,15 +98,15 @@ def run(
         witness.say("clients finish what they asked")
         summaries = lab.stop_clients(log.windows)
         lab.programs.finish()
-        stats = _guest_stats(lab)
-        lab.watch(0.01, witness.event)
+        stats = guest_stats(lab)
+        lab.watch(LAST_EVENTS_S, witness.event)
         events, programs = lab.recorder.events, lab.programs.runs()
         surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
         surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
         surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in log.told)
         surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
     _write_events(folder, events)
-    result = _result(options, name, started_at, log, summaries, stats, surroundings, programs)
+    result = result_of(options, name, started_at, log, summaries, stats, surroundings, programs)
     (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
     return result
 
@@ -113,7 +115,7 @@ def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
     return {one.name: {"private_bytes": one.private_bytes, "descriptors": one.descriptors} for one in usage}
 
 
-def _guest_stats(lab: Lab) -> dict[str, Any] | None:
+def guest_stats(lab: Lab) -> dict[str, Any] | None:
     """What the guest says of itself; None where it does not run any more, or its agent is gone."""
     try:
         stats = lab.guest_stats()
@@ -122,9 +124,9 @@ def _guest_stats(lab: Lab) -> dict[str, Any] | None:
     return stats if stats is not None and stats["guest"]["state"] == "running" else None
 
 
-def _migrate(
+def move(
     lab: Lab,
-    log: _Log,
+    log: Log,
     witness: Witness,
     import_path: Sequence[str],
     after_s: float,
@@ -145,7 +147,7 @@ def _migrate(
         if source in left and lab.owner == target:
             source_answer["left_behind"] = f"the guest is {left[source]} there"
     lab.watch(after_s, on_event)
-    stats = _guest_stats(lab)
+    stats = guest_stats(lab)
     if stats is not None:
         # The host that has the guest now has announced, and given it stragglers, since it answered.
         (target_answer if lab.owner == target else source_answer)["counts"] = stats["counts"]
@@ -182,11 +184,11 @@ def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> dict
     return {host: str(status["guest"]) for host, status in found.items() if status["guest"] is not None}
 
 
-def _result(
+def result_of(
     options: Options,
     name: str,
     started_at: str,
-    log: _Log,
+    log: Log,
     summaries: dict[str, dict[str, Any]],
     stats: dict[str, Any] | None,
     surroundings: dict[str, Any],
@@ -203,7 +205,7 @@ def _result(
     return Result(
         name=name,
         started_at=started_at,
-        outcome=_overall(migrations),
+        outcome=overall(migrations),
         mode=options.mode,
         total_ms=worst.total_ms,
         blackout_ms=worst.blackout_ms,
@@ -229,7 +231,7 @@ def _result(
     )
 
 
-def _overall(migrations: Sequence[Migration]) -> Outcome:
+def overall(migrations: Sequence[Migration]) -> Outcome:
     outcomes = {one.outcome for one in migrations}
     return "failed" if "failed" in outcomes else "rolled-back" if "rolled-back" in outcomes else "completed"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import psutil
 
@@ -54,6 +54,12 @@ PRELOAD = (
 """What the fork server imports once, for all the processes of a lab."""
 
 
+class Readable(Protocol):
+    """What select(2) can wait for."""
+
+    def fileno(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a process holds: memory that is its alone (the guest's RAM is shared and not in it), and
@@ -89,6 +95,9 @@ class Lab:
         self._peer_deadline_s = peer_deadline_s
         self.agents: dict[str, Supervisor] = {}
         self.clients: dict[str, ClientControl] = {}
+        self.attended: dict[Readable, Callable[[], None]] = {}
+        """What else is waited on while the lab waits, a migration included, and what is called when it is
+        readable: for whoever runs a lab and has others to answer meanwhile."""
         self.owner = planned.HOSTS[0]
         self._processes: list[Process] = []
         with ExitStack() as stack:
@@ -184,6 +193,10 @@ class Lab:
         end = time.monotonic() + duration_s
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
+
+    def wait(self, timeout_s: float, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Let the lab run until something has happened, for at most so long."""
+        self._wait((), timeout_s, on_event)
 
     def migrate(
         self,
@@ -324,7 +337,7 @@ class Lab:
         if (patience_s := self.programs.patience_s()) is not None:
             timeout_s = min(timeout_s, patience_s)
         agents = self.agents.values()
-        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
+        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also, *self.attended]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
@@ -335,6 +348,9 @@ class Lab:
             events += self.recorder.receive()
         for event in events:
             on_event(event)
+        for source, attend in list(self.attended.items()):
+            if source in found:
+                attend()
 
     def other(self, host: str) -> str:
         return planned.HOSTS[1 - planned.HOSTS.index(host)]
