@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,9 @@ from testbed.commands.standing import Lab, answered, leave, node_names, the_lab
 
 if TYPE_CHECKING:
     from testbed.standing.registry import Entry
+
+LAB_END_S = 1.0
+"""How long after what ran in it the first process of a lab ends at the latest, when the lab goes down."""
 
 Node = Annotated[
     str,
@@ -58,12 +62,21 @@ def _namespace(entry: Entry, node: str) -> str:
 
 
 def _inside(entry: Entry, run: Callable[[], int]) -> int:
-    from testbed.standing import nodes, registry
+    """What `run` returns, which runs something in the lab; if the lab goes down meanwhile, that is told."""
+    from testbed.standing import nodes
+    from testbed.standing.background import wait_for_end
 
     try:
-        status = run()
+        first = os.pidfd_open(entry.first_pid)
+        try:
+            status = run()
+            ended = status == nodes.LAB_ENDED and wait_for_end(first, LAB_END_S)
+        finally:
+            os.close(first)
     except (ProcessLookupError, PermissionError):
         fail(CHECK_FAILED, f"lab {entry.name!r} has gone down")
-    if status == nodes.LAB_ENDED and entry.name not in [one.name for one in registry.standing()]:
+    if ended:
+        if os.isatty(2):
+            print(file=sys.stderr)  # the prompt of a shell that was killed stands in this line
         tell(f"lab {entry.name!r} has gone down, and what ran in it with it")
     return status

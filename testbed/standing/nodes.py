@@ -146,5 +146,6 @@ __testbed_prompt() {{
     case "$PS1" in *{where!r}*) ;; *) PS1="\\[\\e[1;36m\\]"{where!r}"\\[\\e[0m\\] $PS1" ;; esac
     return $status
 }}
-PROMPT_COMMAND="${{PROMPT_COMMAND:+$PROMPT_COMMAND; }}__testbed_prompt"
+PROMPT_COMMAND="${{PROMPT_COMMAND:+$PROMPT_COMMAND
+}}__testbed_prompt"
 """
