@@ -9,7 +9,8 @@ Each link has a process of its own. It empties the kernel's rings into a spool, 
 on the disk of the capture's folder: it is gone with its last user, however that ends. Nothing is understood,
 summed or formatted before the end, when :mod:`netns.capture_file` makes files of the spools.
 
-    with Captures(topology, {"client1": link}, folder) as captures:     # tapping once this returns
+    links = {"client1": Tapped(("client1", "eth0"), ("switch", "client1"))}
+    with Captures(topology, links, folder) as captures:                 # tapping once this returns
         ...
         captures.stop()                                                 # from here on nothing is taken
         files = captures.write([Mark(t_ns, "pause")])                   # folder/client1.pcapng
@@ -26,6 +27,7 @@ import os
 import platform
 import select
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +40,8 @@ from typing import Any, BinaryIO, Self
 from netns.apply import Topology
 from netns.block_ring import BLOCK_BYTES, BlockRing, packets_in
 from netns.capture_file import RECORD, Capture, Clocks, Mark, Reading, write
-from netns.forkserver import Process, ready, spawn
+from netns.forkserver import NotReady, Process, ProcessDied, ready, spawn
 from netns.namespace import Namespace
-from netns.topology import Link
 
 ENTRY = "netns.capture:main"
 DEFAULT_LIMIT_BYTES = 1 << 30
@@ -56,6 +57,20 @@ _MOST_BYTES = 1 << 16
 
 class CaptureError(Exception):
     """A link could not be tapped, or its file not be written. The text is one line."""
+
+
+Place = tuple[str, str]
+"""An interface: node, name."""
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """A link to be captured: the end at the node by which it is known, the other one, and how much of each
+    frame is kept (None: all)."""
+
+    near: Place
+    far: Place
+    snap_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,18 +108,17 @@ class Taken:
 class Captures:
     """Captures of some links of a topology, by name, on their way to `folder` (made if it is not there).
 
-    `snap_bytes` of each frame are kept (None: all), at most `limit_bytes` of a link; `application` is named
-    in the files as what wrote them. A context manager: left by an exception it still writes what was taken,
-    without marks, for then one wants to see it; ended by Ctrl-C it leaves nothing.
+    At most `limit_bytes` of each are kept; `application` is named in the files as what wrote them. A context
+    manager: left by an exception it still writes what was taken, without marks, for then one wants to see it;
+    ended by Ctrl-C it leaves nothing.
     """
 
     def __init__(
         self,
         topology: Topology,
-        links: Mapping[str, Link],
+        links: Mapping[str, Tapped],
         folder: Path,
         *,
-        snap_bytes: int | None = None,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
         application: str = "",
     ) -> None:
@@ -116,11 +130,11 @@ class Captures:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._taps = [
-                    stack.enter_context(_Tap(topology, name, link, folder, snap_bytes, limit_bytes))
+                    stack.enter_context(_Tap(topology, name, link, folder, limit_bytes))
                     for name, link in links.items()
                 ]
                 for tap in self._taps:
-                    tap.process.wait_ready(_READY_DEADLINE_S)
+                    tap.wait_ready()
             except OSError as error:
                 raise CaptureError(f"capture in {folder}: {error.strerror or error}") from error
             self._stack = stack.pop_all()
@@ -173,32 +187,38 @@ class _Tap:
         self,
         topology: Topology,
         name: str,
-        link: Link,
+        link: Tapped,
         folder: Path,
-        snap_bytes: int | None,
         limit_bytes: int,
     ) -> None:
         self.name = name
-        self._ends = (link.a, link.b)
-        self._snap_bytes = snap_bytes
+        self._link = link
         self._taken: Taken | None = None
         argument = {
-            "interfaces": [end.ifname for end in self._ends],
+            "interfaces": [ifname for _, ifname in (link.near, link.far)],
             "blocks": RING_BYTES // BLOCK_BYTES,
-            "snap_bytes": snap_bytes,
+            "snap_bytes": link.snap_bytes,
             "limit_bytes": limit_bytes,
         }
         with ExitStack() as stack:
             self._spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(self._control.close)
-            namespaces = [topology.namespace(end.node) for end in self._ends]
+            namespaces = [topology.namespace(node) for node, _ in (link.near, link.far)]
             with theirs:
                 fds = [*(one.fd for one in namespaces), self._spool.fileno(), theirs.fileno()]
                 self.process: Process = stack.enter_context(
                     spawn(ENTRY, argument, namespace=None, fds=fds, name=f"capture {name}")
                 )
             self._stack = stack.pop_all()
+
+    def wait_ready(self) -> None:
+        try:
+            self.process.wait_ready(_READY_DEADLINE_S)
+        except ProcessDied as error:
+            raise CaptureError(self._gone()) from error
+        except NotReady as error:
+            raise CaptureError(str(error)) from error
 
     def ask_to_stop(self) -> None:
         try:
@@ -219,11 +239,11 @@ class _Tap:
     def write(self, path: Path, marks: Sequence[Mark], application: str) -> CaptureFile:
         taken = self._taken
         assert taken is not None, "stop() comes first"
-        near, far = (f"{end.node}/{end.ifname}" for end in self._ends)
+        near, far = ("/".join(place) for place in (self._link.near, self._link.far))
         system = platform.platform()
         capture = Capture(
             self.name, (near, far), Clocks(taken.begun, taken.ended), taken.received, taken.dropped,
-            self._snap_bytes, taken.stopped, application, system,
+            self._link.snap_bytes, taken.stopped, application, system,
         )  # fmt: skip
         partial = path.with_name(path.name + ".part")
         try:
@@ -241,8 +261,8 @@ class _Tap:
         )
 
     def _gone(self) -> str:
-        words = " ".join(self.process.stderr_tail().split()[-40:])
-        return f"capture of {self.name}: its process has ended: {words or 'it wrote nothing'}"
+        lines = self.process.stderr_tail().strip().splitlines()
+        return f"capture of {self.name}: {lines[-1] if lines else 'its process has ended without a word'}"
 
     def __enter__(self) -> Self:
         return self
@@ -284,8 +304,12 @@ def main(argument: Mapping[str, Any], fds: Sequence[int]) -> int:
         rings = []
         for interface, namespace in zip(argument["interfaces"], fds[:2], strict=True):
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            tap = Namespace(interface, namespace).socket(socket.AF_PACKET, kind)
-            rings.append(BlockRing(tap, interface, argument["blocks"], argument["snap_bytes"]))
+            try:
+                tap = Namespace(interface, namespace).socket(socket.AF_PACKET, kind)
+                rings.append(BlockRing(tap, interface, argument["blocks"], argument["snap_bytes"]))
+            except OSError as error:
+                print(f"{interface}: {error.strerror}", file=sys.stderr)
+                return 1
             stack.callback(rings[-1].close)
         emptying = _Emptying(rings, spool, argument["limit_bytes"])
         ready()

@@ -138,12 +138,13 @@ def packets(spool: memoryview) -> Iterator[pcapng.Packet]:
         at += RECORD.size
         ends[end].append(spool[at : at + length])
         at += length
-    streams = [
-        ((frame.t_ns, number, frame) for frame in in_order(frames_in(block) for block in blocks))
-        for number, blocks in enumerate(ends)
-    ]
-    for t_ns, number, frame in heapq.merge(*streams, key=lambda one: one[0]):
-        yield pcapng.Packet(t_ns, _DIRECTIONS[number], frame.length, with_checksum(frame))
+    streams = [_arrived(blocks, direction) for blocks, direction in zip(ends, _DIRECTIONS, strict=True)]
+    yield from heapq.merge(*streams, key=lambda packet: packet.t_ns)
+
+
+def _arrived(blocks: Iterable[memoryview], direction: int) -> Iterator[pcapng.Packet]:
+    for frame in in_order(frames_in(block) for block in blocks):
+        yield pcapng.Packet(frame.t_ns, direction, frame.length, with_checksum(frame))
 
 
 def in_order(blocks: Iterable[Iterable[Frame]]) -> Iterator[Frame]:

@@ -23,6 +23,7 @@ from netns.detour import Place
 from netns.kernel_queues import KernelQueues, has
 from netns.link_figures import Choice, DirectionFigures, LinkFigures, Wanted, choose
 from netns.relayed import RelayedLink
+from netns.sounding import COUNT, Sounding, sound
 
 End = tuple[str, str]
 """A node and an interface in it."""
@@ -39,7 +40,7 @@ class ConditionedLink:
         self, topology: Topology, a: End, b: End, *, backend: Wanted = "auto", rate_mbit: float | None = None
     ) -> None:
         """Nothing is changed yet. KeyError if there is no such node."""
-        self._places = tuple(Place(topology.namespace(node), ifname) for node, ifname in (a, b))
+        self._places = (Place(topology.namespace(a[0]), a[1]), Place(topology.namespace(b[0]), b[1]))
         self._wanted: Wanted = backend
         self._plain = Conditions(rate_bits_per_s=None if rate_mbit is None else rate_mbit * 1e6)
         self._queues = KernelQueues(*self._places)
@@ -109,6 +110,16 @@ class ConditionedLink:
         """What was asked and what came of it. RelayDied if the relay is gone."""
         forward, backward = self._directions()
         return LinkFigures(self._choice.backend, self._choice.why, forward, backward)
+
+    def sound(self, count: int = COUNT) -> Sounding:
+        """Measure it from its two ends, independently of who conditions it: see `netns.sounding`. Takes a
+        fifth of a second and the delay, and as long again for each direction with a rate. Frames of the
+        measurement are in the counts: `restart` after it.
+        """
+        forward, backward = self.asked
+        expected_ns = sum(one.delay_ns + 4 * one.jitter_ns for one in self.asked)
+        rates = (forward.rate_bits_per_s, backward.rate_bits_per_s)
+        return sound(*self._places, count=count, expected_delay_ns=expected_ns, rates_bits_per_s=rates)
 
     def _directions(self) -> tuple[DirectionFigures, DirectionFigures]:
         if self._relay is not None:

@@ -23,6 +23,7 @@ _IFA_F_NODAD = 0x02  # <linux/if_addr.h>
 _TC_H_ROOT = 0xFFFFFFFF  # <linux/pkt_sched.h>
 _TC_H_CLSACT = 0xFFFFFFF1  # the same
 _HOOKS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_MIN_INGRESS, TC_H_MIN_EGRESS of clsact
+_NUD_NOARP, _NTF_MASTER, _NTF_STICKY = 0x40, 0x04, 0x40  # <linux/neighbour.h>
 _ETH_P_ALL = 3  # <linux/if_ether.h>
 _ANY_CLASS = 0x10001  # wanted by pyroute2; the action takes the frame before there is a class to choose
 _SIOCETHTOOL = 0x8946  # <linux/sockios.h>
@@ -167,6 +168,18 @@ class Links:
                 fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
             except OSError as error:
                 raise LinkError(f"{self._namespace.name}: segmentation of {ifname}: {error}") from error
+
+    def pin(self, mac: str, port: str) -> None:
+        """Have the bridge of `port` believe that `mac` is behind it, whatever it hears, until `unpin`."""
+        self._ask(
+            f"pinning {mac} to {port}", "fdb", "replace", ifindex=self.index(port), lladdr=mac,
+            state=_NUD_NOARP, flags=_NTF_MASTER | _NTF_STICKY,
+        )
+
+    def unpin(self, mac: str, port: str) -> None:
+        """Have the bridge forget that `mac` is behind `port`."""
+        what = f"forgetting {mac} at {port}"
+        self._ask(what, "fdb", "del", ifindex=self.index(port), lladdr=mac, flags=_NTF_MASTER)
 
     def set_up(self, ifname: str, up: bool = True) -> None:
         """Up, or down."""

@@ -118,6 +118,13 @@ def drops(packet: socket.socket) -> int:
     return int(dropped)
 
 
+def arrivals(packet: socket.socket) -> int:
+    """Frames that the filter accepted since the last call, whether there was room for them or not: the
+    kernel resets the count, and that of `drops`."""
+    arrived, _ = _TPACKET_STATS.unpack(packet.getsockopt(SOL_PACKET, PACKET_STATISTICS, _TPACKET_STATS.size))
+    return int(arrived)
+
+
 class Captured(NamedTuple):
     """A frame from a ring: `t_ns` on CLOCK_REALTIME, and `data`, a virtio_net_hdr followed by the frame."""
 

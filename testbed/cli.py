@@ -35,12 +35,16 @@ from testbed.commands.ending import (
 from testbed.commands.events import events
 from testbed.commands.faults import faults
 from testbed.commands.inside import inside_universe
-from testbed.commands.migrate import migrate, run_one
+from testbed.commands.link import capture, link
+from testbed.commands.migrate import migrate, run_one, scenario
 from testbed.commands.nodes import exec_, shell
 from testbed.commands.ps import ps
 from testbed.commands.report import NoReport, report
+from testbed.commands.run import run, scenarios, validate
+from testbed.commands.showing import Show
 from testbed.commands.up import down, up
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT
 
 app = typer.Typer(
     name="testbed",
@@ -55,19 +59,32 @@ _DEFAULT = Options()
 
 @app.command()
 def demo(
-    no_report: NoReport = False, quiet: asked.Quiet = False, runs: asked.RunFolder = asked.DEFAULT_FOLDER
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    no_report: NoReport = False,
+    quiet: asked.Quiet = False,
+    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
-    finish(run_one(_DEFAULT, "demo", runs, as_json=False, quiet=quiet, with_report=not no_report))
+    with wrong_request():
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(_DEFAULT, "demo")])
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured)
+    finish(run_one(_DEFAULT, "demo", runs, show))
 
 
 app.command()(migrate)
+app.command()(run)
+app.command()(validate)
+app.command()(scenarios)
 app.command()(up)
 app.command()(ps)
-app.command("exec", context_settings={"ignore_unknown_options": False})(exec_)
+app.command("exec")(exec_)
 app.command()(shell)
 app.command()(events)
+app.add_typer(link, name="link")
+app.command()(capture)
 app.command()(down)
 app.command()(compare)
 app.command()(faults)
@@ -80,8 +97,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick; all if none "
-            "is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all "
+            "if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -91,7 +108,8 @@ def bench(
 ) -> None:
     """Measure what this testbed promises on this machine: medians, and ratios to peers. Takes a quarter of an
     hour."""
-    from testbed.experiment.bench import BENCHES, Figure, Setting
+    from testbed.experiment.bench import Figure, Setting
+    from testbed.report.bench import BENCHES
 
     chosen = names or list(BENCHES)
     with wrong_request():
@@ -164,7 +182,7 @@ def main() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(asked.completed(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except _UsageError as error:

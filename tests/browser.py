@@ -1,5 +1,5 @@
-"""A real browser without a window, driven over a pipe by the DevTools protocol: what it drew, what it asked the
-network for, and what went wrong in it."""
+"""A real browser without a window, driven over a pipe by the DevTools protocol: what it drew, what it asked
+the network for, and what went wrong in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class BrowserError(Exception):
 class Browser:
     """One browser with one page. As root it runs without its sandbox, which does not work there.
 
-    `errors` are exceptions, errors on the console and failed loads; `requests` every address that was asked for.
+    `errors` are exceptions, errors on the console and failed loads; `requests` every address that was asked
+    for.
     """
 
     def __init__(self) -> None:
@@ -50,8 +51,10 @@ class Browser:
         self._in, theirs_out = os.pipe()
         command = [
             "sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', path, "--headless=new",
-            "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run", "--disable-gpu",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking", "--force-color-profile=srgb",
+            "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run",
+            "--disable-gpu",
+            "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking",
+            "--force-color-profile=srgb",
             *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
         environment = os.environ | {"HOME": self._home.name}
@@ -139,10 +142,19 @@ class Browser:
     # What one does with a page
 
     def size(self, width: int, height: int, scale: float = 1.0, *, phone: bool = False) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=phone,
+        )
 
     def prefer(self, scheme: str = "light", motion: str = "no-preference") -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": motion}]
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": motion},
+        ]
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open(self, path: Path) -> None:
@@ -163,9 +175,16 @@ class Browser:
         clip = {}
         if whole:
             box = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            clip = {"clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1}, "captureBeyondViewport": True}
+            clip = {
+                "clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1},
+                "captureBeyondViewport": True,
+            }
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"]))
 
     def paper(self, path: Path) -> None:
         """The page as it is printed."""
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]
+            )
+        )

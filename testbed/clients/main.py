@@ -20,27 +20,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from netns.forkserver import ready
 from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
+from testbed.clients.icmp import IcmpProbe
 from testbed.clients.ledger import LedgerProbe
 from testbed.clients.loop import IN, Loop
 from testbed.clients.open_loop import OpenLoop
-from testbed.clients.probe import Probe
+from testbed.clients.probe import Probe, Samples
 from testbed.clients.ramp import Ramp
 from testbed.clients.spec import (
     ChurnSpec,
     ClientSpec,
     ClosedLoopSpec,
+    IcmpSpec,
     LedgerSpec,
     OpenLoopSpec,
     ProbeSpec,
     RampSpec,
     SpecError,
+    UdpSpec,
     parse,
 )
+from testbed.clients.udp import UdpProbe
 from testbed.measure.continuity import Window
 from testbed.measure.trace import Trace
 
@@ -150,19 +155,16 @@ class Client:
         for probe in self._probes:
             probe.open()
         self._loop.run(lambda: not any(probe.opening() for probe in self._probes), deadline_ns)
-        failed = [member for probe in self._probes for member in probe.members() if not member.established_ns]
+        failed = [reason for probe in self._probes for reason in probe.not_opened()]
+        total = sum(probe.connections() for probe in self._probes)
         if failed:
-            reasons = {member.failure.reason if member.failure else "timeout" for member in failed}
             for probe in self._probes:
                 probe.abandon()
-            total = sum(len(probe.members()) for probe in self._probes)
-            raise _Unable(f"{len(failed)} of {total} connections not made: {', '.join(sorted(reasons))}")
+            reasons = ", ".join(sorted(set(failed)))
+            raise _Unable(f"{len(failed)} of {total} connections not made: {reasons}")
         self._begun_ns = self._trace.event("probes-begin")
         self._begin()
-        return {
-            "t_ns": self._begun_ns,
-            "connections": sum(len(probe.members()) for probe in self._probes),
-        }
+        return {"t_ns": self._begun_ns, "connections": total}
 
     def _begin(self) -> None:
         start_ns = time.monotonic_ns() + _SETTLE_NS
@@ -216,8 +218,9 @@ class Client:
         }
 
     def _save(self, path: Path) -> None:
-        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `probe` (its number); and
-        of each probe its kind (`kinds`) and how often it sends (`intervals_ns`, 0 where it has no interval)."""
+        """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `handled_ns` (0 where
+        nobody said), `probe` (its number); and of each probe its kind (`kinds`) and how often it sends
+        (`intervals_ns`, 0 where it has no interval)."""
         parts = [probe.samples() for probe in self._probes]
         try:
             np.savez(
@@ -226,6 +229,7 @@ class Client:
                 received_ns=np.concatenate([part.received_ns for part in parts]),
                 connection=np.concatenate([part.connection for part in parts]),
                 answered=np.concatenate([part.answered for part in parts]),
+                handled_ns=np.concatenate([_handled(part) for part in parts]),
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
                 kinds=np.array([probe.kind for probe in self._probes], dtype=np.str_),
                 intervals_ns=np.array([getattr(probe, "interval_ns", 0) for probe in self._probes], np.int64),
@@ -233,6 +237,11 @@ class Client:
         except OSError as error:
             Path(path).unlink(missing_ok=True)  # half a file is none
             raise _Unable(f"cannot save the samples: {error}") from error
+
+
+def _handled(samples: Samples) -> NDArray[np.int64]:
+    known = samples.handled_ns
+    return known if known is not None else np.zeros(len(samples.sent_ns), dtype=np.int64)
 
 
 class _Unable(Exception):
@@ -262,6 +271,10 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
             return Churn(spec, loop, trace, first)
         case LedgerSpec():
             return LedgerProbe(spec, loop, trace, client, first)
+        case UdpSpec():
+            return UdpProbe(spec, loop, trace, first)
+        case IcmpSpec():
+            return IcmpProbe(spec, loop, trace, first)
 
 
 def _windows(request: dict[str, Any]) -> list[Window]:

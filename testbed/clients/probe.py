@@ -31,6 +31,8 @@ class Samples:
     """Where nothing came: when the probe stopped waiting."""
     connection: NDArray[np.int32]
     answered: NDArray[np.bool_]
+    handled_ns: NDArray[np.int64] | None = None
+    """When the service had it: 0 where it did not say, None of a kind that is never told."""
 
 
 class Member(Stream):
@@ -129,6 +131,15 @@ class Probe(ABC):
 
     def opening(self) -> bool:
         return any(member.state is State.CONNECTING for member in self.members())
+
+    def connections(self) -> int:
+        """How many there are once it is opened."""
+        return len(self.members())
+
+    def not_opened(self) -> list[str]:
+        """Of each connection that was not made, why."""
+        failed = [member for member in self.members() if not member.established_ns]
+        return [member.failure.reason if member.failure else "timeout" for member in failed]
 
     @abstractmethod
     def begin(self, start_ns: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from testbed.scenario.options import OptionError
+from testbed.scenario.pcap import ALL, Pcap
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 DEFAULT_FOLDER = Path("testbed-runs")
 
@@ -37,6 +43,25 @@ Durable = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 Name = Annotated[str, typer.Option(help="Goes into the name of the run's folder.")]
+PcapLinks = Annotated[
+    str | None,
+    typer.Option(
+        "--pcap",
+        metavar="[LINK,...]",
+        help="Capture these links, as client1,host-a, or all if none is named: files for Wireshark in the "
+        "run's folder, with comments at pause, commit, announcements and resume.",
+    ),
+]
+PcapSnap = Annotated[
+    str | None,
+    typer.Option(
+        "--pcap-snap",
+        metavar="SIZE",
+        help="How much of each frame is kept, as 128B; 0: all. If not given: all, but the headers of those "
+        "that carry the guest's memory or disk.",
+    ),
+]
+PcapLimit = Annotated[str, typer.Option(help="How much is captured of each link at most.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
 RunFolder = Annotated[Path, typer.Option("--runs", help="Where to put the run's folder.")]
 
@@ -46,3 +71,23 @@ def check_name(name: str) -> None:
     if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name) > 100:
         allowed = "at most 100 characters, no slash, no dot first"
         raise OptionError(f"--name: {name!r} cannot be part of a folder's name: {allowed}")
+
+
+def captured(
+    links: str | None, snap: str | None, limit: str, scenarios: Callable[[], Iterable[Scenario]]
+) -> Pcap | None:
+    """What ``--pcap`` and its companions ask for. Raises OptionError, also where one of `scenarios` has no
+    such link."""
+    pcap = Pcap.asked(links, snap, limit)
+    if pcap is not None:
+        for scenario in scenarios():
+            pcap.chosen(scenario.link_names)
+    return pcap
+
+
+def completed(words: list[str]) -> list[str]:
+    """The words of a command line, with what ``--pcap`` means where it stands alone: typer knows no option
+    whose value may be left out."""
+    pairs = zip_longest(words, words[1:], fillvalue="-")
+    alone = {number for number, (word, after) in enumerate(pairs) if word == "--pcap" and after[:1] == "-"}
+    return [f"{word}={ALL}" if number in alone else word for number, word in enumerate(words)]

@@ -78,6 +78,7 @@ def explained(error: Exception, folder: Path) -> int:
 def explanation(error: Exception, folder: Path) -> tuple[str, int]:
     """One line for what brought a run down, and its exit status. Raises what nobody foresaw."""
     from netns.apply import TopologyError
+    from netns.capture import CaptureError
     from netns.forkserver import NotReady, ProcessDied, SpawnError
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
@@ -92,7 +93,7 @@ def explanation(error: Exception, folder: Path) -> tuple[str, int]:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}", CANNOT
     missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
-    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed)
+    foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed, CaptureError)
     foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
     if not isinstance(error, foreseen):
         raise error

@@ -5,7 +5,7 @@ nothing left of it when nothing did.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,23 +15,61 @@ from testbed.scenario.options import MIN_RAM_BYTES, Options
 
 if TYPE_CHECKING:
     from netns.universe import UniverseUnavailable
+    from testbed.scenario.model import Scenario
 
 
 def check_possible(*runs: Options) -> list[str]:
     """What needs no lab: the memory is there, and the programs can be loaded. Returns where a guest finds
     them, too. Exits with status 2 otherwise.
     """
-    from testbed.guest.program import ProgramError, load_program
-
-    import_path = [str(Path.cwd())]
-    sys.path[:0] = import_path
+    import_path = _import_path()
     for options in runs:
         _check_memory(options)
-        try:
-            load_program(options.program)
-        except ProgramError as error:
-            fail(WRONG_REQUEST, f"--program: {error}")
+        _check_program(options.program, "--program")
     return import_path
+
+
+def check_scenarios(scenarios: Iterable[Scenario]) -> list[str]:
+    """The same of scenarios."""
+    import_path = _import_path()
+    for scenario in scenarios:
+        _check_scenario_memory(scenario)
+        for vm in scenario.vms:
+            _check_program(vm.program, f"{scenario.name}: vm[{vm.name}].program")
+    return import_path
+
+
+def _import_path() -> list[str]:
+    """Where a guest finds programs of the user's, besides what is installed: where the command was given."""
+    import_path = [str(Path.cwd())]
+    sys.path[:0] = import_path
+    return import_path
+
+
+def _check_program(program: str, where: str) -> None:
+    from testbed.guest.program import ProgramError, load_program
+
+    try:
+        load_program(program)
+    except ProgramError as error:
+        fail(WRONG_REQUEST, f"{where}: {error}")
+
+
+def _check_scenario_memory(scenario: Scenario) -> None:
+    """Guests that move are on two hosts at the same time; the storage keeps its LUN in memory too."""
+    import psutil
+
+    from testbed.lab.storage import lun_bytes
+
+    standing = sum(vm.ram_bytes for vm in scenario.vms)
+    needed = standing + scenario.most_moving_bytes + (lun_bytes(scenario) if scenario.has_storage else 0)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        fail(
+            WRONG_REQUEST,
+            f"{scenario.name}: vm.ram: the guests' RAM, with that of those who move at both hosts, and their "
+            f"disks come to {needed >> 20} MiB, and {available >> 20} MiB of memory are free",
+        )
 
 
 def _check_memory(options: Options) -> None:
@@ -62,13 +100,16 @@ def _lun_bytes(options: Options) -> int:
     if not options.has_storage:
         return 0
     from testbed.lab.storage import lun_bytes
+    from testbed.scenario.from_options import scenario_of
 
-    return lun_bytes(options)
+    return lun_bytes(scenario_of(options))
 
 
-def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int:
+def inside_universe(
+    runs: Path, name: str, inside: Callable[[Path], int], afterwards: Callable[[Path], None] = lambda _: None
+) -> int:
     """Run `inside` in a universe, with a folder of its own below `runs`; its exit status, or that of what
-    went wrong."""
+    went wrong. `afterwards` sees the folder when the universe has ended."""
     from netns import universe
     from testbed.experiment.run import give_to_caller
     from testbed.lab.lab import PRELOAD
@@ -84,7 +125,9 @@ def inside_universe(runs: Path, name: str, inside: Callable[[Path], int]) -> int
             return explained(error, folder.path)
 
     try:
-        return universe.run(guarded, preload=PRELOAD)
+        status = universe.run(guarded, preload=PRELOAD)
+        afterwards(folder.path)
+        return status
     except universe.UniverseUnavailable as error:
         fail(CANNOT, why_no_universe(error))
     finally:
@@ -105,7 +148,8 @@ class RunFolder:
         from testbed.experiment.run import make_folder
 
         if runs.resolve().is_relative_to(RUN):
-            fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: every run has a {RUN} of its own; use another")
+            what = f"every run has a {RUN} of its own; use another"
+            fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: {what}")
         self._runs = runs
         self._runs_were_there = runs.exists()
         try:

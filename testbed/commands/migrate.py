@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from testbed.commands import asked
-from testbed.commands.ending import finish, status_of, wrong_request
+from testbed.commands.ending import finish, wrong_request
 from testbed.commands.inside import check_possible, inside_universe
-from testbed.commands.options import given_options, takes_options
-from testbed.commands.report import NoReport, leave_report
-from testbed.commands.standing import lab_names, migrate_standing
+from testbed.commands.options import STEP_KEYS, given_options, takes_options
+from testbed.commands.report import NoReport
+from testbed.commands.showing import Show, run_shown
+from testbed.commands.standing import host_names, lab_names, migrate_standing, vm_names
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
 
 DEFAULT_NAME = "migrate"
 
@@ -22,14 +27,29 @@ DEFAULT_NAME = "migrate"
 def migrate(
     options: Options,
     context: typer.Context,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     to: Annotated[
-        str | None, typer.Option(help="The host to go to, in a lab that stands. If not given: the next one.")
+        str | None,
+        typer.Option(
+            help="In a lab that stands: the host to go to. If not given: the next one.",
+            autocompletion=host_names,
+        ),
+    ] = None,
+    vm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="In a lab that stands with several guests: which; given several times, they move at "
+            "once.",
+            autocompletion=vm_names,
+        ),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            help="A lab that stands (testbed up): its guest moves. If none of that name does, the options are "
-            "of a run of its own, and the name goes into its folder's.",
+            help="A lab that stands (testbed up): its guest moves. If none of that name does: goes into the "
+            "name of the run's folder.",
             autocompletion=lab_names,
         ),
     ] = None,
@@ -40,70 +60,61 @@ def migrate(
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
-    """Migrate with options. Sizes as 256MiB, rates as 1gbit, durations as 300ms. With --name of a lab that
-    stands, or with --to: the guest of that lab, as it was brought up."""
-    lab = _lab_that_is_meant(name, to, given_options(context))
+    """Migrate with options, in a lab that is there for this alone. Sizes as 256MiB, rates as 1gbit, durations
+    as 300ms. With --name of a lab that stands, or with --to or --vm: in that lab, as it was brought up; of
+    the options --mode, --downtime-limit, --max-rounds, --on-stall, --max-bandwidth, --migrations and --fault
+    can be given then, for this time."""
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report)
+    lab = _lab_that_is_meant(name, anyway=to is not None or bool(vm))
     if lab is not None:
-        migrate_standing(lab, to, as_json=json_, quiet=quiet or json_, with_report=not no_report)
+        with wrong_request():
+            step = _step(lab, given_options(context))
+        step |= {"migrate": vm} if vm else {}
+        step |= {"to": to} if to is not None else {}
+        migrate_standing(lab, step, show)
     name = name or DEFAULT_NAME
     with wrong_request():
         asked.check_name(name)
-    finish(run_one(options, name, runs, as_json=json_, quiet=quiet or json_, with_report=not no_report))
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(options, name)])
+    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    finish(run_one(options, name, runs, show))
 
 
-def _lab_that_is_meant(name: str | None, to: str | None, given: list[str]) -> str | None:
-    """The lab that stands whose guest is to move; None where a run of its own is wanted."""
-    from testbed.standing import registry
+def scenario(options: Options, name: str) -> Scenario:
+    """The scenario that the options stand for."""
+    from testbed.scenario.from_options import scenario_of
 
-    with wrong_request():
-        stands = name is not None and name in [entry.name for entry in registry.standing()]
-        if not stands and to is None:
-            return None
-        lab = registry.find(name)
-        if given:
-            raise OptionError(
-                f"{', '.join(given)}: lab {lab.name!r} stands as it was brought up; leave this out, or take another "
-                f"--name for a run of its own"
-            )
-    return lab.name
+    return scenario_of(options, name)
 
 
-def run_one(
-    options: Options, name: str, runs: Path, *, as_json: bool, quiet: bool, with_report: bool
-) -> int:
+def run_one(options: Options, name: str, runs: Path, show: Show) -> int:
     """Everything from the checks that need no lab to the exit status."""
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        return _show(
-            options, name, folder, import_path, as_json=as_json, quiet=quiet, with_report=with_report
-        )
+        return run_shown(scenario(options, name), folder, import_path, show, options)
 
     return inside_universe(runs, name, inside)
 
 
-def _show(
-    options: Options,
-    name: str,
-    folder: Path,
-    import_path: list[str],
-    *,
-    as_json: bool,
-    quiet: bool,
-    with_report: bool,
-) -> int:
-    from rich.console import Console
+def _lab_that_is_meant(name: str | None, *, anyway: bool) -> str | None:
+    """The lab that stands whose guest is to move; None where a run of its own is wanted. `anyway`: it is a
+    lab that is meant, named or not."""
+    from testbed.standing import registry
 
-    from testbed.experiment.run import run
-    from testbed.report.terminal import Progress, show_summary
+    stands = name is not None and name in [entry.name for entry in registry.standing()]
+    if not stands and not anyway:
+        return None
+    with wrong_request():
+        return registry.find(name).name
 
-    console = Console(stderr=as_json, highlight=False)
-    result = run(options, name, folder, Progress(console, quiet), import_path)
-    if as_json:
-        print((folder / "result.json").read_text(), end="")
-    else:
-        show_summary(console, result, str(folder))
-    page = leave_report(folder) if with_report else None
-    if page is not None and not as_json:
-        console.print(f"  {page}", style="dim")
-    return status_of(result)
+
+def _step(lab: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options as a step of a scenario. Raises OptionError for one that is not of a migration."""
+    alien = [f"--{name.replace('_', '-')}" for name in given if name not in STEP_KEYS]
+    if alien:
+        raise OptionError(
+            f"{', '.join(alien)}: lab {lab!r} stands as it was brought up; leave this out, or take another "
+            f"--name for a run of its own"
+        )
+    return {STEP_KEYS[name]: value for name, value in given.items()}

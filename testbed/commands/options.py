@@ -115,12 +115,23 @@ def takes_options(*, of_run: bool) -> Callable[[Callable[..., None]], Callable[.
     return decorate
 
 
-def given_options(context: typer.Context) -> list[str]:
-    """The options of a run or a lab that were typed, as ``--ram``."""
-    names = get_type_hints(_AskedOfRun)
+STEP_KEYS = {
+    "mode": "mode",
+    "downtime_limit": "downtime_limit",
+    "max_rounds": "max_rounds",
+    "on_stall": "on_stall",
+    "max_bandwidth": "max_bandwidth",
+    "migrations": "times",
+    "fault": "fault",
+}
+"""What a migration in a lab that stands can be asked for too, and the key of a scenario's step that it is."""
+
+
+def given_options(context: typer.Context) -> dict[str, Any]:
+    """The options of a run that were typed, with their values."""
     source = context.get_parameter_source
-    return [
-        f"--{name.replace('_', '-')}"
-        for name in names
+    return {
+        name: context.params[name]
+        for name in get_type_hints(_AskedOfRun)
         if (found := source(name)) is not None and found.name == "COMMANDLINE"
-    ]
+    }

@@ -60,7 +60,8 @@ def _asked(entry: Entry) -> Message:
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, "first_pid": entry.first_pid, "nodes": entry.nodes, "links": list(entry.links)}
+    told = {"name": entry.name, "first_pid": entry.first_pid, "nodes": entry.nodes}
+    return told | {"links": list(entry.links)}
 
 
 # ---- for a person
@@ -91,7 +92,8 @@ def _show_one(console: Console, entry: Entry, told: Message) -> None:
 
     console.print(f"lab {entry.name}, up for {_age(entry.started_at)}: {told['folder']}")
     for vm, host in told["owners"].items():
-        console.print(f"  {vm} ({told['program']}) on {host}; {told['migrations']} migrations so far")
+        console.print(f"  {vm} ({told['programs'][vm]}) on {host}")
+    console.print(f"  {told['migrations']} migrations so far")
     if told["busy"]:
         console.print(f"  {told['busy']}", style="yellow")
     for client, why in told["gone"].items():
@@ -152,4 +154,6 @@ def _age(started_at: str) -> str:
     seconds = int((datetime.now().astimezone() - datetime.fromisoformat(started_at)).total_seconds())
     minutes, seconds = divmod(max(0, seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -25,14 +25,14 @@ def report(
         typer.Option(
             "--out",
             "-o",
-            help="The file to write. If not given: report.html in the run's folder, or in the folder that holds all "
-            "of several runs.",
+            help="The file to write. If not given: report.html in the run's folder, or in the folder that "
+            "holds all of several runs.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Make the page of a run (report.html): timeline, replay, figures in one file that needs nothing else. Of a run
-    that was cut short it shows what is there."""
+    """Make the page of a run (report.html): timeline, replay, figures in one file that needs nothing else. Of
+    a run that was cut short it shows what is there."""
     from testbed.report.page.folder import NotARun
     from testbed.report.page.render import write_report
 
@@ -47,8 +47,8 @@ def report(
 
 
 def leave_report(folder: Path) -> Path | None:
-    """The page of a run that has just ended; None where it could not be made, which is told in one line: the run
-    stands, whatever becomes of its picture."""
+    """The page of a run that has just ended; None where it could not be made, which is told in one line: the
+    run stands, whatever becomes of its picture."""
     from testbed.report.page.render import write_report
 
     try:

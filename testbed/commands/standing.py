@@ -3,7 +3,6 @@ migration in it."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from testbed.commands.report import leave_report
 from testbed.scenario.options import OptionError
 
 if TYPE_CHECKING:
+    from testbed.commands.showing import Show
     from testbed.standing.protocol import Message
     from testbed.standing.registry import Entry
 
@@ -36,9 +36,18 @@ def node_names(context: typer.Context, incomplete: str) -> list[str]:
 
 def host_names(context: typer.Context, incomplete: str) -> list[str]:
     """For tab completion: the hosts of the lab that is meant."""
+    return _of_kind(context, "host", incomplete)
+
+
+def vm_names(context: typer.Context, incomplete: str) -> list[str]:
+    """For tab completion: the guests of the lab that is meant."""
+    return _of_kind(context, "vm", incomplete)
+
+
+def _of_kind(context: typer.Context, kind: str, incomplete: str) -> list[str]:
     entry = _completed_for(context)
-    hosts = [] if entry is None else [node for node, kind in entry.nodes.items() if kind == "host"]
-    return [host for host in hosts if host.startswith(incomplete)]
+    nodes = {} if entry is None else entry.nodes
+    return [node for node, its_kind in nodes.items() if its_kind == kind and node.startswith(incomplete)]
 
 
 def link_names(context: typer.Context, incomplete: str) -> list[str]:
@@ -104,18 +113,19 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def migrate_standing(name: str, to: str | None, *, as_json: bool, quiet: bool, with_report: bool) -> NoReturn:
-    """Move the guest of a lab that stands, show how it goes and what came of it, and end the command."""
+def migrate_standing(name: str, step: dict[str, Any], show: Show) -> NoReturn:
+    """Do a step that migrates in a lab that stands, show how it goes and what came of it, and end the
+    command."""
     from rich.console import Console
 
     from testbed.measure.result import Result
     from testbed.report.terminal import Progress, show_summary
     from testbed.standing.client import Conversation
 
-    console = Console(stderr=as_json, highlight=False)
-    progress = Progress(console, quiet)
+    console = Console(stderr=show.as_json, highlight=False)
+    progress = Progress(console, show.quiet)
 
-    def show(message: Message) -> None:
+    def tell_progress(message: Message) -> None:
         if "say" in message:
             progress.say(str(message["say"]))
         elif "migration" in message:
@@ -125,18 +135,18 @@ def migrate_standing(name: str, to: str | None, *, as_json: bool, quiet: bool, w
 
     try:
         with answered(), Conversation.with_lab(name) as lab:
-            told = lab.ask({"do": "migrate", "to": to}, None, show)
+            told = lab.ask({"do": "migrate", "step": step}, None, tell_progress)
     except KeyboardInterrupt:
         tell(f"the migration goes on without being watched; testbed ps --name {name}")
         leave(INTERRUPTED)
     folder = Path(told["folder"])
-    written: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    result = Result.model_validate(written)
-    if as_json:
-        print((folder / "result.json").read_text(), end="")
+    text = (folder / "result.json").read_text()
+    result = Result.model_validate_json(text)
+    if show.as_json:
+        print(text, end="")
     else:
         show_summary(console, result, str(folder))
-    page = leave_report(folder) if with_report else None
-    if page is not None and not as_json:
+    page = leave_report(folder) if show.with_report else None
+    if page is not None and not show.as_json:
         console.print(f"  {page}", style="dim")
     finish(status_of(result))

@@ -22,16 +22,22 @@ from testbed.commands.ending import (
     tell,
     wrong_request,
 )
-from testbed.commands.inside import RunFolder, check_possible, why_no_universe
-from testbed.commands.options import takes_options
+from testbed.commands.inside import RunFolder, check_possible, check_scenarios, why_no_universe
+from testbed.commands.options import given_options, takes_options
+from testbed.commands.run import scenario_names
 from testbed.commands.standing import Lab, forget_the_dead, the_lab
 from testbed.scenario.options import OptionError, Options
 
 if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
     from testbed.standing.background import Voice
     from testbed.standing.protocol import Message
     from testbed.standing.registry import Claim, Entry
 
+    Wanted = tuple[Scenario, dict[str, Any]]
+    """The scenario of a lab, and the options of which it comes, if any."""
+
+DEFAULT_NAME = "lab"
 DOWN_DEADLINE_S = 60.0
 """For clients to finish and the result to be written; then the lab is ended without."""
 
@@ -39,7 +45,17 @@ DOWN_DEADLINE_S = 60.0
 @takes_options(of_run=False)
 def up(
     options: Options,
-    name: Annotated[str, typer.Option(help="What the lab is called.")] = "lab",
+    context: typer.Context,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="The lab of a scenario, from a file or the shelf, in place of the options: hosts, guests, "
+            "clients and conditions; its steps are yours to do.",
+            show_default=False,
+            autocompletion=scenario_names,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the lab is called.")] = DEFAULT_NAME,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -49,7 +65,10 @@ def up(
     from testbed.standing import background, registry
     from testbed.standing.protocol import LabGone, Refused
 
-    import_path = check_possible(options)
+    with wrong_request():
+        registry.check_name(name)
+        lab_of, told_options = _wanted(options, scenario, list(given_options(context)), name)
+    import_path = check_possible(options) if scenario is None else check_scenarios([lab_of])
     with wrong_request():
         forget_the_dead()
         try:
@@ -62,7 +81,7 @@ def up(
         log = folder.path / background.LOG
 
         def hold(voice: Voice) -> int:
-            return _hold(claim, options, folder, import_path, voice)
+            return _hold(claim, (lab_of, told_options), folder, import_path, voice)
 
         lab = background.start(hold, log)
     except BaseException:
@@ -108,6 +127,19 @@ def down(
 # ---- up
 
 
+def _wanted(options: Options, word: str | None, given: list[str], name: str) -> Wanted:
+    """The scenario of the lab, and the options of which it comes. Raises OptionError."""
+    from testbed.scenario.files import found
+    from testbed.scenario.from_options import scenario_of
+
+    if word is None:
+        return scenario_of(options, name), options.as_dict()
+    if given:
+        alien = ", ".join(f"--{one.replace('_', '-')}" for one in given)
+        raise OptionError(f"{alien}: the scenario says what the lab is like; change it there")
+    return found(word).model_copy(update={"name": name}), {}
+
+
 def _show(message: Message, quiet: bool) -> None:
     from rich.console import Console
 
@@ -140,7 +172,9 @@ def _last_words(log: Path) -> str:
     return f": {lines[-1]} (see {log})" if lines else ""
 
 
-def _hold(claim: Claim, options: Options, folder: RunFolder, import_path: Sequence[str], voice: Voice) -> int:
+def _hold(
+    claim: Claim, wanted: Wanted, folder: RunFolder, import_path: Sequence[str], voice: Voice
+) -> int:
     """The holder's life: it waits for the universe, whose main is the server, and clears up."""
     from netns import universe
     from testbed.lab.lab import PRELOAD
@@ -149,7 +183,7 @@ def _hold(claim: Claim, options: Options, folder: RunFolder, import_path: Sequen
 
     def inside() -> int:
         try:
-            return _serve(claim, options, folder.path, import_path, voice, holder)
+            return _serve(claim, wanted, folder.path, import_path, voice, holder)
         except Exception as error:
             voice.fail(*_explained(error, folder.path))
             return CHECK_FAILED
@@ -176,11 +210,10 @@ def _explained(error: Exception, folder: Path) -> tuple[str, int]:
 
 
 def _serve(
-    claim: Claim, options: Options, folder: Path, import_path: Sequence[str], voice: Voice, holder: int
+    claim: Claim, wanted: Wanted, folder: Path, import_path: Sequence[str], voice: Voice, holder: int
 ) -> int:
     """The server's life: bring the lab up, serve it until it is to go down, bring it down."""
     from netns import universe
-    from testbed.lab import plan as planned
     from testbed.standing.background import StarterGone
     from testbed.standing.life import Life
     from testbed.standing.registry import Entry
@@ -195,7 +228,7 @@ def _serve(
         voice.say({"say": text})
 
     try:
-        with Life(options, claim.name, folder, import_path, say) as life:
+        with Life(wanted[0], folder, import_path, say, wanted[1]) as life:
             server = Server(life, claim.listener)
             entry = Entry(
                 name=claim.name,
@@ -203,16 +236,16 @@ def _serve(
                 first_pid=universe.first_pid(),
                 started_at=life.started_at,
                 folder=str(folder),
-                program=options.program,
                 nodes=life.nodes,
-                links=life.links,
+                links=tuple(life.lab.links),
             )
             claim.publish(entry)
-            voice.say({"ok": {"folder": str(folder), "address": planned.GUEST_IPV4.split("/")[0]}})
+            voice.say({"ok": {"folder": str(folder), "address": wanted[0].vms[0].ipv4}})
             voice.close()
             signal.signal(signal.SIGTERM, go_down)
             last = server.serve()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is going down already
+            server.end_captures()
             result = life.finish()
         outcome = None if result is None else result.outcome
         server.close(last, {"ok": {"folder": str(folder), "outcome": outcome}})

@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed.experiment.run import Witness, run
+from testbed.experiment.run import Witness, run_options
 from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
+from testbed.lab.migrations import Move
 from testbed.measure.result import Migration, Result
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 from testbed.storage import bench as storage_bench
 
@@ -103,7 +105,7 @@ def _count(bench: str, name: str, value: int, limit: int | None = 0) -> Figure:
 def _run(setting: Setting, options: Options, name: str) -> Result:
     folder = setting.folder / name
     folder.mkdir()
-    return run(options, name, folder, setting.witness)
+    return run_options(options, name, folder, setting.witness)
 
 
 class BenchFailed(Exception):
@@ -174,13 +176,14 @@ def copy(setting: Setting) -> Iterator[Figure]:
     for number in range(3):
         folder = setting.folder / f"copy-{number}"
         folder.mkdir()
-        with Lab(COPY, folder, setting.witness.say) as lab:
-            lab.boot([])
+        with Lab(scenario_of(COPY), folder, setting.witness.say) as lab:
+            lab.boot()
             if shutil.which("iperf3"):
                 theirs.append(_iperf3_mbit(lab))
             lab.start_clients()
-            answer, _ = lab.migrate(setting.witness.event, COPY_DEADLINE_S, [])
-            first = answer["rounds"][0]
+            move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner())
+            (moved,) = lab.migrate([move], setting.witness.event, COPY_DEADLINE_S)
+            first = moved.source_answer["rounds"][0]
             ours.append(first["bytes"] * 8e3 / first["duration_ns"])
             lab.stop_clients([])
     yield _median("copy", "first round of 1 GiB", ours, "Mbit/s")
@@ -193,8 +196,8 @@ def copy(setting: Setting) -> Iterator[Figure]:
 def _iperf3_mbit(lab: Lab) -> float:
     """What one stream of iperf3 reaches from host-a to host-b over the migration wire, Mbit/s."""
     server = ["iperf3", "--server", "--one-off", "--json"]
-    source, target = planned.HOSTS
-    address = planned.MIGRATION_ADDRESS[target]
+    source, target = lab.scenario.hosts
+    address = planned.migration_address(lab.scenario, target)
     with lab.start_program(target, server) as serving:
         lab.wait_listening(target, 5201, START_PROGRAM_DEADLINE_S)
         client = ["iperf3", "--client", address, "--time", str(IPERF_S), "--json"]
@@ -213,12 +216,11 @@ def lab(setting: Setting) -> Iterator[Figure]:
         folder = setting.folder / f"lab-{number}"
         folder.mkdir()
         begin = time.monotonic()
-        with Lab(SWITCHOVER, folder) as standing:
-            standing.boot([])
+        with Lab(scenario_of(SWITCHOVER), folder) as standing:
+            standing.boot()
             ups.append(time.monotonic() - begin)
-            memory.append(
-                max(one.private_bytes for one in standing.usage() if one.name in planned.HOSTS) / 2**20
-            )
+            agents = [one for one in standing.usage() if one.name in standing.scenario.hosts]
+            memory.append(max(one.private_bytes for one in agents) / 2**20)
             begin = time.monotonic()
         downs.append(time.monotonic() - begin)
     yield _median("lab", "up", ups, "s", 1.5)
@@ -249,7 +251,7 @@ def endurance(setting: Setting) -> Iterator[Figure]:
     yield from _damage("endurance", result)
     yield _median("endurance", "blackout", _blackouts_ms(result), "ms")
     before, after = result.environment["usage_before"], result.environment["usage_after"]
-    for host in planned.HOSTS:
+    for host in ("host-a", "host-b"):
         grown = after[host]["descriptors"] - before[host]["descriptors"]
         yield _count("endurance", f"{host}: descriptors gained", grown)
         grown_mib = (after[host]["private_bytes"] - before[host]["private_bytes"]) / 2**20

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from testbed.experiment.machine import this_machine
-from testbed.experiment.stand import Stand
+from testbed.experiment.stand import CLIENT, Stand
 from testbed.experiment.trials import COUNTS, PAUSES, PAUSES_NS, CountTrial, PauseTrial
 from testbed.measure import calibration as model
 from testbed.measure.accuracy import Deviation, Sight, Spread, Stall, deviation, spread
@@ -44,12 +44,13 @@ class Witness(Protocol):
 @dataclass(frozen=True)
 class Request:
     """What is to be calibrated: the kinds of probe (all if none), how often each pause, and the seed of their
-    order and phase."""
+    order and phase. `client` is the entry of a client's process: the instrument itself."""
 
     kinds: Collection[str] = ()
     repeats: int = 10
     lengths_ns: Sequence[int] = PAUSES_NS
     seed: int = 1
+    client: str = CLIENT
 
     @property
     def is_whole(self) -> bool:
@@ -73,7 +74,7 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
     counts: list[model.Count] = []
     for count_trial in COUNTS:
         if request.takes(count_trial.kind):
-            counts += _count(count_trial, folder, witness)
+            counts += _count(count_trial, request, folder, witness)
     gap_error = errors(spread(one.error_ns for one in deviations if one.error_ns is not None))
     calibration = model.Calibration(
         name=name,
@@ -101,7 +102,7 @@ def _pause(
     witness.say(f"pauses: {trial.name}; {len(order)} pauses of a guest that runs {trial.program}")
     phase = random.Random(f"{request.seed} {trial.name}")
     stalls: list[Stall] = []
-    with Stand(trial.program, 1, folder / f"pauses-{trial.name}") as stand:
+    with Stand(trial.program, 1, folder / f"pauses-{trial.name}", request.client) as stand:
         stand.start("client1", [trial.request])
         stand.rest(WARM_S)
         for done, duration_ns in enumerate(order, 1):
@@ -186,11 +187,11 @@ def errors(found: Spread | None) -> model.Errors | None:
     )
 
 
-def _count(trial: CountTrial, folder: Path, witness: Witness) -> list[model.Count]:
+def _count(trial: CountTrial, request: Request, folder: Path, witness: Witness) -> list[model.Count]:
     """Have a guest do wrong and count it; what its probe found of it."""
     faulty = trial.program.rpartition(":")[2]
     witness.say(f"wrong on purpose: {trial.name} against {faulty}")
-    with Stand(trial.program, 1, folder / f"counts-{trial.name}") as stand:
+    with Stand(trial.program, 1, folder / f"counts-{trial.name}", request.client) as stand:
         stand.start("client1", [trial.request])
         stand.rest(COUNTING_S)
         report = stand.stop("client1")

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from testbed.experiment.comparison import MEASURES, Finished, comparison
-from testbed.experiment.run import Witness, run
+from testbed.experiment.run import Witness, run_options
 from testbed.measure.comparison import Comparison
 from testbed.scenario.variants import Contender
 
@@ -38,7 +38,7 @@ def compare(
         say(f"run {number} of {len(turns)}: {contender.label}")
         below = folder / folder_name(number, contender.label)
         below.mkdir()
-        result = run(contender.repeated(repeat), below.name, below, witness, import_path)
+        result = run_options(contender.repeated(repeat), below.name, below, witness, import_path)
         finished.append(Finished(contender.label, repeat + 1, below.name, result))
         say(f"  {_told(finished[-1])}")
     compared = comparison(name, started_at, repeats, contenders, finished)

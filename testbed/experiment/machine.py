@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import testbed
 from testbed.measure.calibration import Calibration, Machine
 from testbed.measure.result import Instrument
 
@@ -40,7 +39,7 @@ def _processor() -> str:
 
 
 def _instrument() -> str:
-    package = Path(str(testbed.__file__)).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for pattern in MEASURING:
         for path in sorted(package.glob(pattern)):
@@ -66,11 +65,17 @@ def keep(calibration: Calibration) -> Path:
     half = path.with_suffix(".new")
     half.write_text(calibration.model_dump_json(indent=2) + "\n")
     half.replace(path)
-    owner = there.stat()
-    for made in (path, *(one for one in path.parents if one.is_relative_to(there) and one != there)):
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            os.chown(made, owner.st_uid, owner.st_gid)
+    uid, gid = owner_of(there)
+    if os.geteuid() == 0 and uid != 0:
+        for made in (path, *(one for one in path.parents if one.is_relative_to(there) and one != there)):
+            os.chown(made, uid, gid)
     return path
+
+
+def owner_of(folder: Path) -> tuple[int, int]:
+    """The user and the group that have it."""
+    there = folder.stat()
+    return there.st_uid, there.st_gid
 
 
 def last_calibration() -> Calibration | None:

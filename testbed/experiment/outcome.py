@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -45,8 +45,8 @@ QUICK_PARTS = {
 class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
     ns), what both agents answered, and the events in between. `sightings` and `relearned_ns` are what clients
-    and switch saw. `owner` is the host on which the guest ran afterwards, None where it did not. `fault` was
-    made on purpose.
+    and switch saw. `vm` is the guest; events of others are not its. `owner` is the host on which the guest
+    ran afterwards, None where it did not. `fault` was made on purpose.
     """
 
     source: str
@@ -60,11 +60,22 @@ class Told:
     relearned_ns: int | None
     owner: str | None = None
     fault: str | None = None
+    vm: str = "vm1"
+    mode: str = "live"
+
+    @property
+    def own_events(self) -> list[Event]:
+        """Those that are not another guest's: with one guest in a lab they do not name it."""
+        return [event for event in self.events if event.get("vm", self.vm) == self.vm]
 
 
-def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
-    """One migration's entry in the result; `gap_ms` is what the clients waited during it."""
-    marks = {event["name"]: event["t_ns"] for event in told.events if event["event"] == "mark"}
+def migration(
+    told: Told, ram_bytes: int, gap_ms: model.Gap, first_ordered_ns: int | None = None
+) -> model.Migration:
+    """One migration's entry in the result; `gap_ms` is what the guest's clients waited during it, and
+    `first_ordered_ns` when the first migration of the run was ordered."""
+    events = told.own_events
+    marks = {event["name"]: event["t_ns"] for event in events if event["event"] == "mark"}
     answer = told.source_answer
     outcome = _outcome(told)
     paused_ns, resumed_ns = marks.get("paused"), marks.get("resumed")
@@ -73,7 +84,7 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
         blackout_ns = resumed_ns - paused_ns
     elif paused_ns is not None and "running-again" in marks:
         blackout_ns = marks["running-again"] - paused_ns
-    rounds = [_round(one) for one in told.events if one["event"] == "round"]
+    rounds = [_round(one) for one in events if one["event"] == "round"]
     heard, first = answer.get("last_heard_ns"), told.target_answer.get("first_heard_ns")
     relearned = None
     if told.relearned_ns is not None and paused_ns is not None:
@@ -100,8 +111,11 @@ def migration(told: Told, ram_bytes: int, gap_ms: model.Gap) -> model.Migration:
         ),
         network=_network(told, relearned),
         gap_ms=gap_ms,
-        phases_ms=_phases(told),
-        tables=[] if paused_ns is None else tables.changes(told.events, paused_ns),
+        phases_ms=_phases(events),
+        tables=[] if paused_ns is None else tables.changes(events, paused_ns),
+        vm=told.vm,
+        mode=told.mode,
+        begun_ms=_ms(told.ordered_ns - (first_ordered_ns or told.ordered_ns)),
     )
 
 
@@ -165,27 +179,29 @@ def _network(told: Told, relearned_ms: float | None) -> model.Network:
     )
 
 
-def summed(networks: Sequence[model.Network], worst: model.Network) -> model.Network:
-    """The counts of several migrations together; when the switch relearned is that of `worst`."""
+def summed(networks: Sequence[model.Network], worst: model.Network | None) -> model.Network:
+    """The counts of several migrations together; when the switch relearned is that of `worst`, None without a
+    migration."""
     names = [name for name in model.Network.model_fields if name != "switch_relearned_ms"]
     counts = {name: sum(getattr(one, name) for one in networks) for name in names}
-    return model.Network(**counts, switch_relearned_ms=worst.switch_relearned_ms)
+    return model.Network(**counts, switch_relearned_ms=worst.switch_relearned_ms if worst else None)
 
 
-def _phases(told: Told) -> dict[str, float]:
+def _phases(events: Sequence[Event]) -> dict[str, float]:
     """How long each phase took, from the first process that began it to the last that ended it."""
     phases: dict[str, float] = {}
     for phase in Phase:
-        times = [event["t_ns"] for event in told.events if event.get("phase") == phase.value]
+        times = [event["t_ns"] for event in events if event.get("phase") == phase.value]
         if times:
             phases[phase.value] = _ms(max(times) - min(times))
     return phases
 
 
-def clients(summaries: Mapping[str, Mapping[str, Any]]) -> model.Clients:
-    """All clients' figures; `gap_ms` of the waits during migrations, `baseline_gap_ms` of the quiet rest."""
+def clients(summaries: Mapping[str, Mapping[str, Any]], vm_of: Mapping[str, str]) -> model.Clients:
+    """All clients' figures; `gap_ms` of the waits during migrations, `baseline_gap_ms` of the quiet rest.
+    `vm_of` says whose an address is."""
     probes = [(name, probe) for name, summary in summaries.items() for probe in summary["probes"]]
-    each = [row for name, probe in probes for row in _rows(name, probe)]
+    each = [row for name, probe in probes for row in _rows(name, probe, vm_of)]
 
     def total(key: str) -> int:
         return sum(int(probe.get(key) or 0) for _, probe in probes)
@@ -205,6 +221,9 @@ def clients(summaries: Mapping[str, Mapping[str, Any]]) -> model.Clients:
         writes_lost=total("writes_lost"),
         writes_phantom=total("writes_phantom"),
         ledgers_unsettled=total("unsettled"),
+        packets_lost=total("lost"),
+        packets_duplicated=total("duplicated"),
+        packets_reordered=total("reordered"),
         gap_ms=gap(row.longest_wait_ms for row in each),
         baseline_gap_ms=gap(row.baseline_wait_ms for row in each),
         each=each,
@@ -221,18 +240,22 @@ def gap(waits_ms: Iterable[float | None]) -> model.Gap:
     return model.Gap(p50=p50, p99=p99, max=known[-1])
 
 
-def gap_during(summaries: Mapping[str, Mapping[str, Any]], window: int) -> model.Gap:
-    """What connections waited during migration number `window` (from 0)."""
+def gap_during(
+    summaries: Mapping[str, Mapping[str, Any]], window: int, addresses: Collection[str]
+) -> model.Gap:
+    """What connections to `addresses` (a guest's) waited in window number `window` (from 0)."""
     waits: list[float | None] = []
     for summary in summaries.values():
         for probe in summary["probes"]:
+            if probe["address"] not in addresses:
+                continue
             members = probe.get("per_connection")
             found = [one["during_ns"] for one in members] if members else [_maxima(probe["during"])]
             waits += [_optional_ms(of_member[window]) for of_member in found]
     return gap(waits)
 
 
-def _rows(client: str, probe: Mapping[str, Any]) -> list[model.Connection]:
+def _rows(client: str, probe: Mapping[str, Any], vm_of: Mapping[str, str]) -> list[model.Connection]:
     """One row a connection; churn, whose connections live for a request, has one for all of them."""
     kind = probe["kind"]
     members = probe.get("per_connection") or [None]
@@ -247,9 +270,29 @@ def _rows(client: str, probe: Mapping[str, Any]) -> list[model.Connection]:
             baseline_wait_ms=_longest(member["quiet_ns"] if member else _maxima(probe["quiet"])),
             retransmits=int((member or probe).get("retransmits") or 0),
             broken=None if member is None else member.get("broken"),
+            vm=vm_of[probe["address"]],
+            **_known(member or {}),
         )
         for member in members
     ]
+
+
+def _known(member: Mapping[str, Any]) -> dict[str, Any]:
+    """What only some kinds of probe know of a connection."""
+    known: dict[str, Any] = {name: member.get(name) for name in ("lost", "duplicated", "reordered")}
+    known["statuses"] = member.get("statuses")
+    ways = member.get("one_way") or {}
+    known |= {f"one_way_{way}_ms": _spread(ways.get(way)) for way in ("there", "back")}
+    if (rate := member.get("rate_mbit")) is not None:
+        known["rate_mbit"] = model.Rate(**rate)
+        known["stalled_ms"] = _optional_ms(member["stalled_ns"])
+    return known
+
+
+def _spread(delays: Mapping[str, int] | None) -> model.Gap | None:
+    if delays is None:
+        return None
+    return model.Gap(p50=_ms(delays["p50_ns"]), p99=_ms(delays["p99_ns"]), max=_ms(delays["max_ns"]))
 
 
 def _maxima(parts: Sequence[Mapping[str, Any]]) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""One run: a lab is brought up, its guest migrates under the eyes of its clients, and what they saw is
+"""One run: a lab is brought up, its guests migrate under the eyes of its clients, and what they saw is
 written down."""
 
 from __future__ import annotations
@@ -6,51 +6,56 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from testbed.experiment import outcome, tables
+from testbed.experiment import outcome
+from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
+from testbed.experiment.course import Course, Witness, running_stats
 from testbed.experiment.machine import instrument
-from testbed.faults.kinds import Fault, Kind
-from testbed.host.control import CommandFailed, ControlError
-from testbed.lab import plan as planned
+from testbed.experiment.spans import span
+from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
-from testbed.measure.result import Guest, Migration, Outcome, ProgramRun, Result
+from testbed.measure.result import Clients, Guest, Migration, Outcome, ProgramRun, Ram, Result
+from testbed.scenario.from_options import scenario_of
+from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
+from testbed.scenario.pcap import Pcap
 
-AFTERMATH_S = 1.0
-"""How long clients are watched after a migration: the announcement schedule ends after 0.8 s, a
-retransmission takes 0.2 s."""
-BETWEEN_S = 0.4
-"""The same between two migrations of one run: a retransmission takes 0.2 s; later announcements are cut
-short."""
-WARM_MIGRATIONS = 2
-"""After so many each host has sent and received: what its agent needs is loaded, and growth from here on is a
-leak."""
-MIGRATION_DEADLINE_S = 600.0
-LAST_EVENTS_S = 0.01
-"""How long the last events are waited for, after all who tell them have been asked to end."""
-
-
-class Witness(Protocol):
-    """Is told of a run while it goes on."""
-
-    def say(self, text: str) -> None: ...
-    def migration(self, source: str, target: str, number: int, of: int) -> None: ...
-    def event(self, event: dict[str, Any]) -> None: ...
+__all__ = [
+    "Found",
+    "Witness",
+    "give_to_caller",
+    "make_folder",
+    "overall",
+    "result_of",
+    "run",
+    "run_options",
+    "write_events",
+    "write_result",
+]
 
 
-@dataclass
-class Log:
-    """What happened so far."""
+@dataclass(frozen=True)
+class Found:
+    """All that a lab has told by its end, or by the end of a span of its life; `before` and `faults_before`
+    are what clients and guests had counted when that began."""
 
-    told: list[outcome.Told] = field(default_factory=list)
-    windows: list[tuple[int, int]] = field(default_factory=list)
+    course: Course
+    summaries: Mapping[str, Mapping[str, Any]]
+    stats: Mapping[str, dict[str, Any] | None]
+    """What each guest says of itself; None of one that does not run."""
+    owners: Mapping[str, str]
+    programs: Sequence[ProgramRun]
+    events: list[dict[str, Any]]
+    surroundings: dict[str, Any]
+    before: Clients | None = None
+    faults_before: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_folder(root: Path, name: str) -> Path:
@@ -66,169 +71,161 @@ def make_folder(root: Path, name: str) -> Path:
     raise FileExistsError(17, "too many runs in one second", str(root))
 
 
-def run(
+def run_options(
     options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
 ) -> Result:
-    """Run `options` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
-    migration that failed. Raises what brings a lab down before there is anything to judge.
+    """:func:`run` of the scenario that the options of a command stand for."""
+    return run(scenario_of(options, name), folder, witness, import_path, options)
+
+
+def run(
+    scenario: Scenario,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str] = (),
+    options: Options | None = None,
+    pcap: Pcap | None = None,
+) -> Result:
+    """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
+    migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
+    scenario comes of some. Raises what brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    with Capturing(pcap, folder) as capturing:
+        found = _performed(scenario, folder, witness, import_path, capturing)
+        write_events(folder, found.events)
+        result = result_of(scenario, started_at, found, {} if options is None else options.as_dict())
+        write_result(folder, result)  # before the captures, which take their time
+        captures = capturing.files(found.events, witness.say)
+    if captures:
+        result = result.model_copy(update={"captures": captures})
+        write_result(folder, result)
+    return result
+
+
+def write_result(folder: Path, result: Result) -> None:
+    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+
+
+def _performed(
+    scenario: Scenario,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str],
+    capturing: Capturing,
+) -> Found:
     begun_ns = time.monotonic_ns()
-    log = Log()
-    with Lab(options, folder, witness.say) as lab:
-        witness.say(f"guest: {options.program} on {lab.owner}")
+    with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
+        for vm in scenario.vms:
+            witness.say(
+                f"guest: {vm.guest_program} on {vm.host}" + (f" ({vm.name})" if len(lab.vms) > 1 else "")
+            )
         booted = lab.boot(import_path)
         up_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        connections = lab.start_clients()
-        witness.say(
-            f"clients: {connections} connections; {options.baseline_ns / 1e9:g} s of normal service first"
-        )
-        lab.watch(options.baseline_ns / 1e9, witness.event)
+        _baseline(lab, witness)
         used_before = lab.usage()
-        for number in range(1, options.migrations + 1):
-            witness.migration(lab.owner, lab.other(lab.owner), number, options.migrations)
-            last = number == options.migrations
-            fault = Fault.parse(options.fault) if options.fault is not None and number == 1 else None
-            move(lab, log, witness, import_path, AFTERMATH_S if last else BETWEEN_S, fault)
-            if log.told[-1].owner is None:
+        course = Course(lab, witness, import_path)
+        for step in scenario.steps:
+            course.perform(step)
+            if course.lost:
+                witness.say(f"{', '.join(course.lost)} does not run any more: what was to follow is left out")
                 break
-            if number == WARM_MIGRATIONS:
-                used_before = lab.usage()
+        lab.watch(scenario.aftermath_ns / 1e9, witness.event)
+        course.finish()
         used_after = lab.usage()
+        lab.wait_for_client_programs(witness.event)
         witness.say("clients finish what they asked")
-        summaries = lab.stop_clients(log.windows)
+        summaries = lab.stop_clients(course.windows)
         lab.programs.finish()
-        stats = guest_stats(lab)
-        lab.watch(LAST_EVENTS_S, witness.event)
-        events, programs = lab.recorder.events, lab.programs.runs()
-        surroundings = environment(lab.topology.congestion_control.values(), booted["tracker"])
-        surroundings |= {"trackers_passed_over": booted["passed_over"], "up_ms": round(up_ms, 1)}
-        surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in log.told)
-        surroundings |= {"usage_before": _by_name(used_before), "usage_after": _by_name(used_after)}
-    _write_events(folder, events)
-    result = result_of(options, name, started_at, log, summaries, stats, surroundings, programs)
-    (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
-    return result
+        stats = {name: running_stats(guest) for name, guest in lab.vms.items()}
+        lab.watch(0.01, witness.event)
+        surroundings = environment(lab.topology.congestion_control.values(), booted[lab.vm.name]["tracker"])
+        surroundings |= {"trackers_passed_over": booted[lab.vm.name]["passed_over"], "up_ms": round(up_ms, 1)}
+        surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
+        usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
+        surroundings |= {name: _by_name(used) for name, used in usage.items()}
+        owners = {name: guest.owner for name, guest in lab.vms.items()}
+        capturing.stop()
+        programs, events = lab.programs.runs(), lab.recorder.events
+    return Found(course, summaries, stats, owners, programs, events, surroundings)
+
+
+def _baseline(lab: Lab, witness: Witness) -> None:
+    """Normal service, before anything happens."""
+    connections = lab.start_clients()
+    lab.start_client_programs("baseline")
+    baseline_s = lab.scenario.baseline_ns / 1e9
+    witness.say(f"clients: {connections} connections; {baseline_s:g} s of normal service first")
+    lab.watch(baseline_s, witness.event)
 
 
 def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
     return {one.name: {"private_bytes": one.private_bytes, "descriptors": one.descriptors} for one in usage}
 
 
-def guest_stats(lab: Lab) -> dict[str, Any] | None:
-    """What the guest says of itself; None where it does not run any more, or its agent is gone."""
-    try:
-        stats = lab.guest_stats()
-    except (CommandFailed, ControlError):
-        return None
-    return stats if stats is not None and stats["guest"]["state"] == "running" else None
-
-
-def move(
-    lab: Lab,
-    log: Log,
-    witness: Witness,
-    import_path: Sequence[str],
-    after_s: float,
-    fault: Fault | None,
-) -> None:
-    on_event = witness.event
-    events_before = len(lab.recorder.events)
-    source, target = lab.owner, lab.other(lab.owner)
-    ordered_ns = time.monotonic_ns()
-    if fault is not None:
-        witness.say(f"fault: {fault}")
-    by_another = fault is not None and fault.kind is Kind.ORCHESTRATOR_KILLED
-    migrate = lab.migrate_by_another if by_another else lab.migrate
-    source_answer, target_answer = migrate(on_event, MIGRATION_DEADLINE_S, import_path, fault=fault)
-    ended_ns = time.monotonic_ns()
-    if fault is not None:
-        left = _after_fault(lab, witness, import_path)
-        if source in left and lab.owner == target:
-            source_answer["left_behind"] = f"the guest is {left[source]} there"
-    lab.watch(after_s, on_event)
-    stats = guest_stats(lab)
-    if stats is not None:
-        # The host that has the guest now has announced, and given it stragglers, since it answered.
-        (target_answer if lab.owner == target else source_answer)["counts"] = stats["counts"]
-    events = lab.recorder.events[events_before:]
-    log.windows.append((ordered_ns, ended_ns))
-    log.told.append(
-        outcome.Told(
-            source=source,
-            target=target,
-            ordered_ns=ordered_ns,
-            ended_ns=ended_ns,
-            source_answer=source_answer,
-            target_answer=target_answer,
-            events=events,
-            sightings=tables.seen_by_all(events, list(lab.clients)),
-            relearned_ns=tables.relearned_ns(events, planned.SWITCH, target),
-            owner=lab.owner if stats is not None else None,
-            fault=None if fault is None else str(fault),
-        )
-    )
-
-
-def _after_fault(lab: Lab, witness: Witness, import_path: Sequence[str]) -> dict[str, str]:
-    """What a cluster does by itself: mend, replace, and boot a guest that died from its disk. Returns what
-    each host then had of the guest.
-    """
-    found = lab.settle(MIGRATION_DEADLINE_S)
-    owners = [host for host, status in found.items() if status["guest"] == "running"]
-    if owners:
-        witness.say(f"after the fault the guest runs on {' and '.join(owners)}")
-    elif lab.storage is not None:
-        witness.say(f"after the fault the guest is dead: booted from its disk on {lab.owner}")
-        lab.restart(import_path)
-    return {host: str(status["guest"]) for host, status in found.items() if status["guest"] is not None}
-
-
-def result_of(
-    options: Options,
-    name: str,
-    started_at: str,
-    log: Log,
-    summaries: dict[str, dict[str, Any]],
-    stats: dict[str, Any] | None,
-    surroundings: dict[str, Any],
-    programs: Sequence[ProgramRun],
-) -> Result:
-    migrations = [
-        outcome.migration(told, options.ram_bytes, outcome.gap_during(summaries, number))
-        for number, told in enumerate(log.told)
-    ]
-    clients = outcome.clients(summaries)
-    told_of_guest = (stats or {}).get("guest", {})
-    faults = list(told_of_guest.get("fault_lines", []))
-    worst = max(migrations, key=lambda one: one.blackout_ms or 0.0)
-    return Result(
-        name=name,
+def result_of(scenario: Scenario, started_at: str, found: Found, options: dict[str, Any]) -> Result:
+    """The result of what was found; `options` are told in it."""
+    migrations = _migrations(scenario, found)
+    vm_of = {address: vm.name for vm in scenario.vms for address in (vm.ipv4, vm.ipv6)}
+    clients = span(found.before, outcome.clients(found.summaries, vm_of))
+    guests = [_guest(scenario, name, stats, found) for name, stats in found.stats.items()]
+    faults = [fault for guest in guests for fault in guest.faults]
+    not_held = [vm.name for vm in scenario.vms if not vm.hold]
+    checks = judge(migrations, clients, faults, not_held=not_held)
+    worst = max(migrations, key=lambda one: one.blackout_ms or 0.0, default=None)
+    result = Result(
+        name=scenario.name,
         started_at=started_at,
         outcome=overall(migrations),
-        mode=options.mode,
-        total_ms=worst.total_ms,
-        blackout_ms=worst.blackout_ms,
-        blackout_parts_ms=worst.blackout_parts_ms,
-        network_gap_ms=worst.network_gap_ms,
-        rounds=worst.rounds,
-        ram=worst.ram,
+        mode=scenario.manner().mode if worst is None else worst.mode,
+        total_ms=worst.total_ms if worst else 0.0,
+        blackout_ms=worst.blackout_ms if worst else None,
+        blackout_parts_ms=worst.blackout_parts_ms if worst else {},
+        network_gap_ms=worst.network_gap_ms if worst else None,
+        rounds=worst.rounds if worst else [],
+        ram=worst.ram if worst else _ram_of(scenario),
         clients=clients,
-        network=outcome.summed([one.network for one in migrations], worst.network),
-        guest=Guest(
-            program=options.program,
-            steps=told_of_guest.get("steps", 0),
-            faults=faults,
-            dirty_rate_pages_per_s=told_of_guest.get("load", {}).get("achieved_pages_per_s"),
-            program_stats=told_of_guest.get("program", {}),
-        ),
-        checks=judge(migrations, clients, faults, hold=options.hold),
+        network=outcome.summed([one.network for one in migrations], worst.network if worst else None),
+        guest=guests[0],
+        guests=guests,
+        checks=waived(checks, scenario.waive),
         migrations=migrations,
-        programs=list(programs),
-        options=options.as_dict(),
-        environment=surroundings,
+        programs=list(found.programs),
+        scenario=scenario.as_json(),
+        options=options,
+        environment=found.surroundings,
         instrument=instrument(),
     )
+    own = held(scenario.checks, result)
+    return result.model_copy(update={"checks": [*result.checks, *own]}) if own else result
+
+
+def _migrations(scenario: Scenario, found: Found) -> list[Migration]:
+    course, migrations = found.course, []
+    first_ns = min((told.ordered_ns for told in course.told), default=None)
+    for told, window in zip(course.told, course.window_of, strict=True):
+        vm = scenario.vm(told.vm)
+        gap = outcome.gap_during(found.summaries, window, (vm.ipv4, vm.ipv6))
+        migrations.append(outcome.migration(told, vm.ram_bytes, gap, first_ns))
+    return migrations
+
+
+def _guest(scenario: Scenario, name: str, stats: dict[str, Any] | None, found: Found) -> Guest:
+    told = (stats or {}).get("guest", {})
+    return Guest(
+        vm=name,
+        owner=None if stats is None else found.owners[name],
+        program=scenario.vm(name).guest_program,
+        steps=told.get("steps", 0),
+        faults=list(told.get("fault_lines", []))[found.faults_before.get(name, 0) :],
+        dirty_rate_pages_per_s=told.get("load", {}).get("achieved_pages_per_s"),
+        program_stats=told.get("program", {}),
+    )
+
+
+def _ram_of(scenario: Scenario) -> Ram:
+    """Of a run in which nothing has moved."""
+    return Ram(bytes=scenario.vms[0].ram_bytes, transferred_bytes=0, final_pages=0, verified=False)
 
 
 def overall(migrations: Sequence[Migration]) -> Outcome:
@@ -236,7 +233,7 @@ def overall(migrations: Sequence[Migration]) -> Outcome:
     return "failed" if "failed" in outcomes else "rolled-back" if "rolled-back" in outcomes else "completed"
 
 
-def _write_events(folder: Path, events: list[dict[str, Any]]) -> None:
+def write_events(folder: Path, events: list[dict[str, Any]]) -> None:
     with (folder / "events.jsonl").open("w") as file:
         for event in sorted(events, key=lambda one: one["t_ns"]):
             file.write(json.dumps(event, separators=(",", ":")) + "\n")

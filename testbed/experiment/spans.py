@@ -15,7 +15,7 @@ from testbed.measure.result import Clients, Connection
 
 _STATE = ("connections",)
 """Numbers that are no counts: how many there are now."""
-_ROW_COUNTS = ("requests", "retransmits")
+_ROW_COUNTS = ("requests", "retransmits", "lost", "duplicated", "reordered")
 _ROW_WAITS = ("longest_wait_ms", "baseline_wait_ms")
 
 
@@ -48,13 +48,21 @@ def _counts(clients: Clients) -> list[str]:
 
 
 def _new_in(old: Connection, row: Connection) -> Connection:
-    counts = {name: getattr(row, name) - getattr(old, name) for name in _ROW_COUNTS}
+    counts = {
+        name: now - was
+        for name in _ROW_COUNTS
+        if (now := getattr(row, name)) is not None and (was := getattr(old, name)) is not None
+    }
     return row.model_copy(update={**counts, "broken": None if old.broken else row.broken})
 
 
 def _joined(parts: Sequence[Connection]) -> Connection:
     worst = max(parts, key=lambda one: one.longest_wait_ms or 0.0)
-    update: dict[str, object] = {name: sum(getattr(one, name) for one in parts) for name in _ROW_COUNTS}
+    update: dict[str, object] = {
+        name: sum(getattr(one, name) or 0 for one in parts)
+        for name in _ROW_COUNTS
+        if getattr(worst, name) is not None
+    }
     for name in _ROW_WAITS:
         update[name] = max((w for one in parts if (w := getattr(one, name)) is not None), default=None)
     update["longest_wait_at_ms"] = worst.longest_wait_at_ms

@@ -14,12 +14,13 @@ from typing import Any, Self
 
 from netns.forkserver import spawn
 from testbed.clients.control import ClientControl
-from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
 from testbed.measure.accuracy import Stall
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
+CLIENT = "testbed.clients.main:main"
 RAM_BYTES = 64 << 20
 ANSWER_DEADLINE_S = 30.0
 
@@ -43,22 +44,23 @@ class Stand:
     """A guest that runs `program`, and `clients` client machines that probe nothing yet. Close it to bring
     all of it down.
 
-    `folder` is made, for the logs of its processes.
+    `folder` is made, for the logs of its processes; `client` is the entry of each client's.
     """
 
-    def __init__(self, program: str, clients: int, folder: Path) -> None:
+    def __init__(self, program: str, clients: int, folder: Path, client: str = CLIENT) -> None:
         folder.mkdir()
         self.folder = folder
+        self._entry = client
         self._clients: dict[str, ClientControl] = {}
         with ExitStack() as stack:
-            self.lab = stack.enter_context(Lab(options_for(program, clients), folder))
-            self._tracker = self.lab.boot(())["tracker"]
+            self.lab = stack.enter_context(Lab(scenario_of(options_for(program, clients)), folder))
+            self._tracker = self.lab.boot()[self.lab.vm.name]["tracker"]
             self._stack = stack.pop_all()
 
     def start(self, name: str, probes: Sequence[Mapping[str, Any]]) -> None:
         """Have the client `name` (client1, ...) probe the guest. Raises ClientFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        address = planned.GUEST_IPV4.split("/")[0]
+        address = self.lab.vm.vm.ipv4
         argument = {
             "name": name,
             "probes": [{"address": address, **probe} for probe in probes],
@@ -66,7 +68,7 @@ class Stand:
         }
         with theirs:
             process = spawn(
-                "testbed.clients.main:main",
+                self._entry,
                 argument,
                 namespace=self.lab.topology.namespace(name),
                 fds=[theirs.fileno()],
@@ -89,12 +91,12 @@ class Stand:
             now_ns = time.monotonic_ns()
             return Stall(0, now_ns, now_ns)
         order = {"do": "stall", "duration_ns": duration_ns}
-        told = self.lab.agents[self.lab.owner].line.ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
+        told = self.lab.vm.line(self.lab.vm.owner).ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
         return Stall(duration_ns, told["paused_ns"], told["running_ns"])
 
     def program_stats(self) -> dict[str, Any]:
         """What the guest's program says of itself now."""
-        stats = self.lab.guest_stats() or {}
+        stats = self.lab.vm.stats() or {}
         return dict(stats["guest"]["program"])
 
     def environment(self) -> dict[str, Any]:

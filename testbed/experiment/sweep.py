@@ -19,6 +19,8 @@ from testbed.clients.control import ControlError as ClientControlError
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab.lab import Lab
+from testbed.lab.migrations import Move
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 PEER_DEADLINE_S = 2.0
@@ -101,20 +103,25 @@ class Sweep:
 
     def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...], str]:
         """One migration with the fault: what came of it, who has the guest, and what the agents said."""
-        migrate = lab.migrate_by_another if fault.kind is Kind.ORCHESTRATOR_KILLED else lab.migrate
-        source = lab.owner
-        answers = migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path, fault=fault)
+        source = lab.vm.owner
+        move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner(), fault)
+        if fault.kind is Kind.ORCHESTRATOR_KILLED:
+            moved = lab.migrate_by_another(move, _nothing, MIGRATION_DEADLINE_S, self._import_path)
+        else:
+            (moved,) = lab.migrate([move], _nothing, MIGRATION_DEADLINE_S, self._import_path)
+        answers = (moved.source_answer, moved.target_answer)
         reason = "; ".join(str(one["error"]) for one in answers if "error" in one)
-        found = lab.settle(MIGRATION_DEADLINE_S)
+        found = lab.settle(lab.vm, MIGRATION_DEADLINE_S)
         owners = tuple(host for host, status in found.items() if status["guest"] == "running")
         if not owners:
-            lab.restart(self._import_path)
+            lab.restart(lab.vm, self._import_path)
             return "restarted", owners, reason
-        return "rolled-back" if lab.owner == source else "completed", owners, reason
+        return "rolled-back" if lab.vm.owner == source else "completed", owners, reason
 
     def _migrate_clean(self, lab: Lab) -> bool:
-        source, target = lab.migrate(_nothing, MIGRATION_DEADLINE_S, self._import_path)
-        return "error" not in source and "error" not in target and bool(source["audited"])
+        move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner())
+        (moved,) = lab.migrate([move], _nothing, MIGRATION_DEADLINE_S, self._import_path)
+        return not moved.failed and bool(moved.source_answer["audited"])
 
     def _new_counts(self, lab: Lab) -> dict[str, int]:
         """What the clients have counted since the last time. Ledgers have read every key back meanwhile."""
@@ -137,7 +144,8 @@ class Sweep:
         self._labs += 1
         folder = self._folder / f"lab-{self._labs}"
         folder.mkdir()
-        self._lab = self._stack.enter_context(Lab(self._options, folder, peer_deadline_s=PEER_DEADLINE_S))
+        lab = Lab(scenario_of(self._options), folder, peer_deadline_s=PEER_DEADLINE_S)
+        self._lab = self._stack.enter_context(lab)
         self._lab.boot(self._import_path)
         self._lab.start_clients()
         self._before = {}

@@ -117,12 +117,14 @@ def happen(kind: Kind, victim: Victim) -> None:
         _MAKE[kind](victim)
 
 
-def mend(namespace: Namespace, *, storage: bool) -> None:
-    """Undo what :func:`happen` did to a host's links."""
+def mend(namespace: Namespace, *, wire: bool, wire_rate_mbit: float | None, storage: bool) -> None:
+    """Undo what :func:`happen` did to a host's links: to the `wire` of the migrations, if it has one, which
+    was limited to `wire_rate_mbit`, and to its link to the storage."""
 
     def undo(links: Links) -> None:
-        links.limit_rate(MIGRATION_LINK, None)
-        links.set_up(MIGRATION_LINK)
+        if wire:
+            links.limit_rate(MIGRATION_LINK, wire_rate_mbit)
+            links.set_up(MIGRATION_LINK)
         if storage:
             links.set_up(STORAGE_LINK)
 

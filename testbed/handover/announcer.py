@@ -33,7 +33,7 @@ class Announcer:
         self.lose_next = False
         """The next round goes nowhere, as if the network had lost it."""
         self.sent = 0
-        """Frames sent, on all ports."""
+        """Frames sent, each out of as many ports as would take it."""
         with RouteSocket(
             host.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
         ) as ask:
@@ -49,11 +49,13 @@ class Announcer:
         """
         now_ns = time.monotonic_ns()
         lost, self.lose_next = self.lose_next, False
+        taken = 0
         for port in self._ports if not lost else ():
             with suppress(OSError):
-                for frame in self._frames:
+                for number, frame in enumerate(self._frames, 1):
                     self._packet.sendto(frame, (port, 0))
-                    self.sent += 1
+                    taken = max(taken, number)
+        self.sent += taken
         self._first_ns = self._first_ns or now_ns
         self.rounds += 1
         return now_ns

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 
 from netns.namespace import Namespace
+from testbed.handover.slow_port import SlowPort
 from testbed.kernel import netlink
-from testbed.kernel.netlink import RouteSocket
+from testbed.kernel.netlink import Request, RouteSocket
 
 
 class GuestPort:
@@ -43,6 +44,9 @@ class GuestPort:
     A frame that has passed the bridge before the turn may still be on its way, on another processor, when the
     call returns. It arrives (at the guest, or at the hold) a little later: whoever freezes sockets must look
     again for what arrived, and whoever opens the port must go on emptying the hold until it is closed.
+
+    Where the network is a slow one (`delay_forwarding`), `open` and `plug` leave the port *learning* for a
+    while, and what should pass it is lost.
     """
 
     def __init__(
@@ -52,9 +56,9 @@ class GuestPort:
 
         OSError when an interface is missing or no port of `bridge`: nothing is left open then.
         """
-        self._route = RouteSocket(
-            host.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
-        )
+        self._host = host
+        self._slow: SlowPort | None = None
+        self._route = _route_socket(host)
         try:
             bridge_index = self._route.link(bridge).index
             guest, held, away = (self._port(name, bridge, bridge_index) for name in (port, hold, uplink))
@@ -63,10 +67,11 @@ class GuestPort:
         except BaseException:
             self._route.close()
             raise
-        self._plug = netlink.prepare(
-            netlink.port_state(guest, netlink.BR_STATE_FORWARDING),
-            netlink.forwarding_entry(mac, guest, sticky=True),
-        )
+        entry = netlink.forwarding_entry(mac, guest, sticky=True)
+        learning = netlink.port_state(guest, netlink.BR_STATE_LEARNING)
+        self._plug = netlink.prepare(netlink.port_state(guest, netlink.BR_STATE_FORWARDING), entry)
+        self._plug_slowly = netlink.prepare(learning, entry)
+        self._open_slowly = netlink.prepare(learning)
         self._cut = netlink.prepare(
             netlink.forwarding_entry(mac, held, sticky=True),
             netlink.port_state(guest, netlink.BR_STATE_DISABLED),
@@ -85,6 +90,10 @@ class GuestPort:
             raise OSError(22, f"not a port of bridge {bridge}", name)
         return link.index
 
+    def delay_forwarding(self, delay_s: float) -> None:
+        """The port forwards only `delay_s` after it is opened next, as one that is new to a spanning tree."""
+        self._slow = SlowPort(_route_socket(self._host), self._open, delay_s)
+
     def open(self) -> None:
         """The guest may send from now on, and hears broadcasts; the frames for it go where they went.
 
@@ -92,14 +101,25 @@ class GuestPort:
         that time reaches both the guest and the hold; a question asked twice does no harm, one lost costs a
         second.
         """
-        self._route.request(self._open)
+        self._opening(self._open, self._open_slowly)
 
     def plug(self) -> None:
         """The guest gets every frame for it from now on and may send.
 
         On OSError what was asked may be half done; `cut` makes it whole.
         """
-        self._route.request(self._plug)
+        self._opening(self._plug, self._plug_slowly)
+
+    def _opening(self, at_once: Request, slowly: Request) -> None:
+        if self._slow is None:
+            self._route.request(at_once)
+        else:
+            self._slow.open(at_once, slowly)
+
+    def _shut(self) -> None:
+        """No late opening any more."""
+        if self._slow is not None:
+            self._slow.shut()
 
     def divert(self) -> None:
         """The hold gets every frame for the VM from now on; the guest may still send.
@@ -116,17 +136,27 @@ class GuestPort:
         The source calls it when the guest has stopped, the target before it announces. On OSError what was
         asked may be half done; `plug` makes it whole.
         """
+        self._shut()
         self._route.request(self._cut)
 
     def depart(self) -> None:
         """The VM lives elsewhere: frames for it go to the uplink, until the bridge learns better or forgets
         it."""
+        self._shut()
         self._route.request(self._depart)
 
     def silence(self) -> None:
         """Disable the guest's port and leave the forwarding table alone: a VM that is not here yet."""
+        self._shut()
         self._route.request(self._disable)
 
     def close(self) -> None:
         """Give up the netlink socket. Where frames go stays as it is."""
+        if self._slow is not None:
+            self._slow.close()
         self._route.close()
+
+
+def _route_socket(host: Namespace) -> RouteSocket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    return RouteSocket(host.socket(socket.AF_NETLINK, kind, netlink.NETLINK_ROUTE))

@@ -16,16 +16,34 @@ from netns.namespace import Namespace
 from testbed.kernel import netlink
 from testbed.kernel.netlink import RouteSocket
 
-HOLD_PORT = "hold0"
-HOLD_END = "hold1"
-GUEST_PORT = "vm0"
 GUEST_INTERFACE = "eth0"
+MOST_GUESTS = 16
+"""That one host can have names for."""
 
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
 _IFF_NOARP = 0x80  # linux/if.h
 _CARRIER_DEADLINE_S = 5.0
 _SYSCTL = Path("/proc/sys/net")
 _CONGESTION_CONTROL = "cubic"
+
+
+@dataclass(frozen=True)
+class PortNames:
+    """What belongs to one guest on a host's bridge: its port, its hold port, and that one's outer end."""
+
+    guest: str
+    hold: str
+    hold_end: str
+
+    @classmethod
+    def numbered(cls, number: int) -> Self:
+        """Those of the guest of this number, from 0."""
+        return cls(f"vm{number}", f"hold{2 * number}", f"hold{2 * number + 1}")
+
+
+PORTS = PortNames.numbered(0)
+GUEST_PORT, HOLD_PORT, HOLD_END = PORTS.guest, PORTS.hold, PORTS.hold_end
+HOLD_PORTS = frozenset(PortNames.numbered(number).hold for number in range(MOST_GUESTS))
 
 
 @dataclass(frozen=True)
@@ -39,8 +57,8 @@ class GuestNic:
     mtu_bytes: int = 1500
 
 
-def wire_hold(host: Namespace, bridge: str) -> None:
-    """Make the hold pair of a host: `hold0`, a port of `bridge`, and `hold1`, its other end.
+def wire_hold(host: Namespace, bridge: str, ports: PortNames = PORTS) -> None:
+    """Make the hold pair of a guest on a host: a port of `bridge`, and its other end.
 
     Neither end speaks: no IPv6, and no ARP at the outer end, which hears every broadcast on the bridge and
     would answer questions about the host's own addresses a second time. OSError or pyroute2's NetlinkError
@@ -48,17 +66,17 @@ def wire_hold(host: Namespace, bridge: str) -> None:
     """
     with host.entered(), IPRoute() as route:
         bridge_index = _index(route, bridge)
-        route.link("add", ifname=HOLD_PORT, kind="veth", peer={"ifname": HOLD_END})
+        route.link("add", ifname=ports.hold, kind="veth", peer={"ifname": ports.hold_end})
         try:
-            for name in (HOLD_PORT, HOLD_END):
+            for name in (ports.hold, ports.hold_end):
                 _set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
-            route.link("set", index=_index(route, HOLD_PORT), master=bridge_index, state="up")
-            route.link("set", index=_index(route, HOLD_END), flags=_IFF_NOARP, change=_IFF_NOARP)
-            route.link("set", index=_index(route, HOLD_END), state="up")
+            route.link("set", index=_index(route, ports.hold), master=bridge_index, state="up")
+            route.link("set", index=_index(route, ports.hold_end), flags=_IFF_NOARP, change=_IFF_NOARP)
+            route.link("set", index=_index(route, ports.hold_end), state="up")
             with RouteSocket(_route_socket()) as ask, _route_socket() as watch:
-                netlink.wait_operational(watch, ask, HOLD_PORT, _CARRIER_DEADLINE_S)
+                netlink.wait_operational(watch, ask, ports.hold, _CARRIER_DEADLINE_S)
         except BaseException:
-            route.link("del", index=_index(route, HOLD_PORT))
+            route.link("del", index=_index(route, ports.hold))
             raise
 
 
@@ -74,18 +92,22 @@ class GuestWiring:
     A context manager; at its end the namespace is deleted and with it the wire.
     """
 
-    def __init__(self, host: Namespace, namespace: Namespace, nic: GuestNic) -> None:
+    def __init__(self, host: Namespace, namespace: Namespace, nic: GuestNic, port: str = GUEST_PORT) -> None:
         """What :meth:`make` has made, or an agent that is gone: the namespace is deleted with this object."""
         self.nic = nic
         self.namespace = namespace
         self._host = host
+        self._port = port
 
     @classmethod
-    def make(cls, host: Namespace, bridge: str, guest_name: str, nic: GuestNic) -> Self:
-        """Make the namespace `guest_name` and wire it: 10 to 20 ms. FileExistsError when the name is taken;
-        OSError or pyroute2's NetlinkError when the rest cannot be done; nothing is left then.
+    def make(
+        cls, host: Namespace, bridge: str, guest_name: str, nic: GuestNic, port: str = GUEST_PORT
+    ) -> Self:
+        """Make the namespace `guest_name` and wire it to `port`, which is made: 10 to 20 ms. FileExistsError
+        when the name is taken; OSError or pyroute2's NetlinkError when the rest cannot be done; nothing is
+        left then.
         """
-        wiring = cls(host, Namespace.create(guest_name), nic)
+        wiring = cls(host, Namespace.create(guest_name), nic, port)
         try:
             wiring._wire(host, bridge)
         except BaseException:
@@ -112,18 +134,18 @@ class GuestWiring:
                 "address": self.nic.mac.hex(":"),
                 "mtu": self.nic.mtu_bytes,
             }
-            outside.link("add", ifname=GUEST_PORT, kind="veth", mtu=self.nic.mtu_bytes, peer=peer)
-            _set_sysctl(f"ipv6/conf/{GUEST_PORT}/disable_ipv6", "1")
+            outside.link("add", ifname=self._port, kind="veth", mtu=self.nic.mtu_bytes, peer=peer)
+            _set_sysctl(f"ipv6/conf/{self._port}/disable_ipv6", "1")
             with self.namespace.entered(), IPRoute() as inside:
                 inside.link("set", index=_index(inside, GUEST_INTERFACE), state="up")
-                port = _index(outside, GUEST_PORT)
+                port = _index(outside, self._port)
                 outside.link("set", index=port, state="up")
                 self._disable(host, outside, port, bridge_index)
                 self._address(inside)
 
     def _disable(self, host: Namespace, outside: Any, port: int, bridge_index: int) -> None:
         with host.entered(), RouteSocket(_route_socket()) as ask, _route_socket() as watch:
-            netlink.wait_operational(watch, ask, GUEST_PORT, _CARRIER_DEADLINE_S)
+            netlink.wait_operational(watch, ask, self._port, _CARRIER_DEADLINE_S)
             outside.link("set", index=port, master=bridge_index)
             ask.request(netlink.prepare(netlink.port_state(port, netlink.BR_STATE_DISABLED)))
 
@@ -150,7 +172,7 @@ class GuestWiring:
         comes to this host meanwhile.
         """
         with self._host.entered(), IPRoute() as route:
-            for index in route.link_lookup(ifname=GUEST_PORT):
+            for index in route.link_lookup(ifname=self._port):
                 route.link("del", index=index)
         self.namespace.delete()
 

@@ -1,9 +1,11 @@
-"""The agent of a host: one process that obeys commands, and migrates guests out and in.
+"""The agent of a host: one process that obeys commands, and migrates a guest out and in. Where there are
+several guests each has its own, as each virtual machine has its own monitor.
 
 Commands (see :mod:`.control` for the framing), their arguments and answers::
 
     boot      guest: description, import_path        {"tracker", "passed_over": [...]}
-    receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
+    receive   secret: hex, port, import_path,        started {"listening": true}, then {"resumed_ns", ...}
+              port_delay_ns (see GuestPort)
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
@@ -37,6 +39,7 @@ from netns.forkserver import ready
 from netns.namespace import Namespace
 from testbed.faults.injection import FaultyTrace, SpoilableChannel
 from testbed.faults.kinds import Fault, Side
+from testbed.handover.wiring import PortNames
 from testbed.host.arriving import ArrivingGuest
 from testbed.host.control import Reception
 from testbed.host.departing import DepartingGuest
@@ -247,6 +250,7 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
+        arriving.port_delay_s = message.get("port_delay_ns", 0) / 1e9
         deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
@@ -428,18 +432,29 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
-    """Entry of the agent's process: `fds` are the listening control socket, the keeper's line, journal and
-    store, and the descriptors of the guest that an agent before this one left, described in
-    ``argument["kept"]``. See :class:`Agent`.
+    """Entry of the agent's process. `argument`: {"name", "host", "number" (of the guest, from 0, which has
+    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "recorder", "deadline_s",
+    "storage", "kept"}; `fds` are the listening control socket, the keeper's line, journal and store, and the
+    descriptors of the guest that an agent before this one left, described in ``argument["kept"]``. See
+    :class:`Agent`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     import testbed.handover.announcement  # noqa: F401 - scapy takes a quarter of a second: before, not in, a migration
 
     control, line, journal, store, *kept = fds
-    namespace, storage = Namespace.open(argument["name"]), storage_from_json(argument["storage"])
-    site = Site(argument["name"], namespace, argument["bridge"], argument["uplink"], storage)
-    trace = Trace(site.name, Path(argument["recorder"]))
+    host, storage = argument["host"], storage_from_json(argument["storage"])
+    site = Site(
+        host,
+        Namespace.open(host),
+        argument["bridge"],
+        argument["uplink"],
+        storage,
+        argument["name"],
+        PortNames.numbered(argument["number"]),
+    )
+    of_all = {} if argument["vm"] is None else {"vm": argument["vm"]}
+    trace = Trace(site.agent, Path(argument["recorder"]), of_all)
     keeper = Keeper(socket.socket(fileno=line), journal, store)
     reception = Reception(socket.socket(fileno=control))
     agent = Agent(site, reception, keeper, trace, argument["deadline_s"])

@@ -19,22 +19,33 @@ from testbed.handover.egress import EgressWatch
 from testbed.handover.hold import FrameHold, FrameRelease, SynHold
 from testbed.handover.neighbours import NeighbourTable
 from testbed.handover.port import GuestPort
-from testbed.handover.wiring import GUEST_INTERFACE, GUEST_PORT, HOLD_END, HOLD_PORT, GuestNic, GuestWiring
+from testbed.handover.wiring import GUEST_INTERFACE, HOLD_PORTS, PORTS, GuestNic, GuestWiring, PortNames
 from testbed.host.description import GuestDescription
 from testbed.host.plain_disk import Storage
 from testbed.host.shared_storage import SharedStorage
+from testbed.udp.frames import frames
+from testbed.udp.state import Address, Datagram
+
+GUEST_MTU = 1500
 
 
 @dataclass(frozen=True)
 class Site:
-    """The host that this is: its name, its namespace, its interfaces by name, and its way to shared
-    storage."""
+    """The host that this is: its name, its namespace, its interfaces by name, and its way to shared storage;
+    and of the guest that this agent is for, the ports that are its own. `agent` is what the agent is called:
+    as the host, where it has only one."""
 
     name: str
     namespace: Namespace
     bridge: str
     uplink: str
     storage: Storage | None = None
+    agent: str = ""
+    ports: PortNames = PORTS
+
+    @property
+    def guest_namespace(self) -> str:
+        return guest_namespace(self.agent or self.name)
 
     @property
     def moving_lun(self) -> SharedStorage | None:
@@ -42,9 +53,9 @@ class Site:
         return self.storage if isinstance(self.storage, SharedStorage) and self.storage.moves else None
 
 
-def guest_namespace(host: str) -> str:
-    """The name of the namespace in which a guest lives on `host`."""
-    return f"guest-{host}"
+def guest_namespace(agent: str) -> str:
+    """The name of the namespace in which the guest of an agent lives."""
+    return f"guest-{agent}"
 
 
 class GuestNetwork:
@@ -58,39 +69,40 @@ class GuestNetwork:
         ipv4, ipv6 = IPv4Interface(description.ipv4), IPv6Interface(description.ipv6)
         identity = description.identity
         others = [other for other in identity.macs if other != mac]
+        self._mac, self._ipv4, self._ipv6 = mac, ipv4.ip, ipv6.ip
         self._holding = description.hold
         self._handshakes_held = self._handshakes_dropped = 0
         with ExitStack() as stack:
             nic = GuestNic(mac, ipv4, ipv6)
-            name = guest_namespace(site.name)
+            name, ports = site.guest_namespace, site.ports
             if adopted:
-                wiring = GuestWiring(site.namespace, Namespace.open(name), nic)
+                wiring = GuestWiring(site.namespace, Namespace.open(name), nic, ports.guest)
             else:
-                wiring = GuestWiring.make(site.namespace, site.bridge, name, nic)
+                wiring = GuestWiring.make(site.namespace, site.bridge, name, nic, ports.guest)
             stack.enter_context(wiring)
             self.namespace = wiring.namespace
             self.port = GuestPort(
                 site.namespace,
                 bridge=site.bridge,
-                port=GUEST_PORT,
-                hold=HOLD_PORT,
+                port=ports.guest,
+                hold=ports.hold,
                 uplink=site.uplink,
                 mac=mac,
             )
             stack.callback(self.port.close)
-            self._frames = FrameHold(site.namespace, HOLD_END, identity)
+            self._frames = FrameHold(site.namespace, ports.hold_end, identity)
             stack.callback(self._frames.close)
-            self.handshakes = SynHold(site.namespace, GUEST_PORT, identity)
+            self.handshakes = SynHold(site.namespace, ports.guest, identity)
             stack.callback(self.handshakes.close)
-            self.egress = EgressWatch(site.namespace, GUEST_PORT)
+            self.egress = EgressWatch(site.namespace, ports.guest)
             stack.callback(self.egress.close)
-            self._release = FrameRelease(site.namespace, GUEST_PORT)
+            self._release = FrameRelease(site.namespace, ports.guest)
             stack.callback(self._release.close)
             self._rewrite = (others[0], mac) if others else None
             self._delivery = Delivery(self.port, self._frames, self._release, rewrite=self._rewrite)
-            frames = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
-            silent = {GUEST_PORT, HOLD_PORT}
-            self.announcer = Announcer(site.namespace, site.bridge, frames, silent=silent)
+            announcements = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
+            silent = {ports.guest, *HOLD_PORTS}
+            self.announcer = Announcer(site.namespace, site.bridge, announcements, silent=silent)
             stack.callback(self.announcer.close)
             self.neighbours = NeighbourTable(self.namespace, GUEST_INTERFACE)
             stack.callback(self.neighbours.close)
@@ -131,6 +143,26 @@ class GuestNetwork:
         self.handshakes.stop()
         self._handshakes_held += len(held)
         self._release.release(held)
+
+    def requeue(self, datagrams: Sequence[Datagram]) -> None:
+        """Give the guest datagrams that its kernel had taken in at the source, and its program not yet:
+        before :meth:`deliver`, for they came before what was held. They are no held frames, and not counted
+        as such.
+        """
+        released = self._release.released
+        self._release.release(self.frames_of(datagrams))
+        self._release.released = released
+
+    def frames_of(self, datagrams: Sequence[Datagram]) -> list[bytes]:
+        """The frames in which `datagrams` came for the guest on this host."""
+        return [
+            frame
+            for number, one in enumerate(datagrams, 1)
+            for frame in frames(one, self._mac, self._address(one), GUEST_MTU, number)
+        ]
+
+    def _address(self, datagram: Datagram) -> Address:
+        return self._ipv4 if datagram.sender.version == 4 else self._ipv6
 
     def deliver(self, earlier: Sequence[bytes]) -> None:
         """Release `earlier`, then what is held here, and plug the guest in. Its sockets are live by then."""

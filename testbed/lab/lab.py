@@ -1,45 +1,45 @@
-"""A lab that stands: its network, its two agents, its guest and its clients. Lives inside a universe."""
+"""A lab that stands: its network, its storage, its guests with their agents, and its clients. Lives inside a
+universe."""
 
 from __future__ import annotations
 
-import secrets
 import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import psutil
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
-from netns.namespace import Namespace
 from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
-from testbed.faults.kinds import Fault
 from testbed.handover.wiring import wire_hold
-from testbed.host.control import CommandFailed, ControlError, Line
-from testbed.host.keeper import Stage
-from testbed.host.network import guest_namespace
+from testbed.host.control import CommandFailed, Line
 from testbed.lab import plan as planned
+from testbed.lab.guests import LabGuest, all_agents
+from testbed.lab.links import LabLinks
+from testbed.lab.migrations import Flight, Move, Moved, orders
 from testbed.lab.observer import start_observer
 from testbed.lab.programs import Programs
-from testbed.lab.storage import PlainServer, Storage, access
-from testbed.lab.supervisor import Supervisor
+from testbed.lab.storage import PlainServer, Storage
 from testbed.measure.trace import Recorder
-from testbed.scenario.options import Options
+from testbed.scenario.model import Scenario
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
 MEND_AFTER_S = 4.0
 """How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
-BOOT_DEADLINE_S = 120.0
+PROGRAM_GRACE_S = 5.0
+"""How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
+    "netns.capture",
     "numpy",
     "pyroute2",
     "scapy.layers.inet6",
@@ -52,6 +52,8 @@ PRELOAD = (
     "testbed.storage.target",
 )
 """What the fork server imports once, for all the processes of a lab."""
+
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Readable(Protocol):
@@ -78,70 +80,102 @@ class Usage:
 class Lab:
     """Brings a lab up when it is made; close it (a context manager) to bring it down.
 
-    `step` is called with a line for each thing that is about to be done. During pre-copy one agent may be
-    silent towards the other for `peer_deadline_s`.
+    `step` is called with a line for each thing that is about to be done, and `on_network` with the network
+    and its links as soon as it stands and before anybody speaks on it. During pre-copy one agent may be
+    silent towards the other for `peer_deadline_s`. What is known of it: `scenario`, `vms` (guests by name,
+    each with its `owner`), `clients` by name, `links` by name, `topology`, `programs`, `recorder`.
     """
 
     def __init__(
         self,
-        options: Options,
+        scenario: Scenario,
         folder: Path,
         step: Callable[[str], None] = lambda _: None,
         *,
+        on_network: Callable[[Topology, dict[str, planned.Ends]], None] = lambda *_: None,
         peer_deadline_s: float = 30.0,
     ) -> None:
-        self.options = options
+        self.scenario = scenario
         self.folder = folder
-        self._peer_deadline_s = peer_deadline_s
-        self.agents: dict[str, Supervisor] = {}
+        self.vms: dict[str, LabGuest] = {}
         self.clients: dict[str, ClientControl] = {}
+        self._processes: list[Process] = []
+        self._awaited: dict[str, float] = {}
         self.attended: dict[Readable, Callable[[], None]] = {}
         """What else is waited on while the lab waits, a migration included, and what is called when it is
         readable: for whoever runs a lab and has others to answer meanwhile."""
-        self.owner = planned.HOSTS[0]
-        self._processes: list[Process] = []
         with ExitStack() as stack:
             self.recorder = Recorder(RECORDER)
             stack.callback(self.recorder.close)
-            step("network: " + ", ".join((planned.SWITCH, *planned.HOSTS, *planned.client_names(options))))
-            self.topology: Topology = stack.enter_context(apply(plan(planned.network(options))))
-            for host in planned.HOSTS:
-                wire_hold(self.topology.namespace(host), planned.BRIDGE)
-            stack.callback(_remove_guest_namespaces)
+            step("network: " + ", ".join(scenario.nodes))
+            self.topology: Topology = stack.enter_context(apply(plan(planned.network(scenario))))
+            on_network(self.topology, planned.links(scenario))
             self.storage: Storage | PlainServer | None = None
-            if options.has_storage:
+            if scenario.has_storage:
                 self.storage = self._start_storage(step)
                 stack.callback(self.storage.close)
             observer = self._observe(stack)
-            self._start_agents(stack)
+            self._start_agents(stack, peer_deadline_s)
             observer.wait_ready(READY_DEADLINE_S)
             self.programs = stack.enter_context(Programs(folder))
+            self.links = stack.enter_context(LabLinks(scenario, self.topology))
             self._stack = stack.pop_all()
 
     def _start_storage(self, step: Callable[[str], None]) -> Storage | PlainServer:
-        nodes = (*planned.HOSTS, planned.STORAGE)
-        namespaces = {node: self.topology.namespace(node) for node in nodes}
-        if self.options.storage_server == "nbdkit":
+        hosts = self.scenario.hosts
+        namespaces = {node: self.topology.namespace(node) for node in (*hosts, planned.STORAGE)}
+        if self.scenario.storage.server == "nbdkit":
             step("storage: a disk that nbdkit serves; nobody is fenced")
-            return PlainServer(self.options, namespaces)
-        step("storage: a LUN, its volume mounted on " + " and ".join(planned.HOSTS))
-        return Storage(self.options, namespaces, self.folder, RECORDER)
+            return PlainServer(self.scenario, namespaces)
+        step("storage: a LUN, its volume mounted on " + " and ".join(hosts))
+        return Storage(self.scenario, namespaces, self.folder, RECORDER)
 
-    def _start_agents(self, stack: ExitStack) -> None:
-        for host in planned.HOSTS:
+    def _start_agents(self, stack: ExitStack, peer_deadline_s: float) -> None:
+        for vm in self.scenario.vms:
+            guest = LabGuest(self.scenario, vm, self.topology, self.folder, RECORDER, peer_deadline_s)
+            stack.callback(guest.close)
+            self.vms[vm.name] = guest
+            for host in self.scenario.hosts:
+                wire_hold(self.topology.namespace(host), planned.BRIDGE, guest.ports)
+        for guest in self.vms.values():
+            guest.wait_ready(READY_DEADLINE_S)
+
+    def _observe(self, stack: ExitStack) -> Process:
+        """Begin to watch what clients, switch and hosts believe of the guests."""
+        observer = start_observer(
+            clients=[client.name for client in self.scenario.clients],
+            bridges=(planned.SWITCH, *self.scenario.hosts),
+            guests={vm.name: planned.guest(self.scenario, vm).identity for vm in self.scenario.vms},
+            recorder=RECORDER,
+            log=self.folder / "observer.log",
+        )
+        self._processes.append(stack.enter_context(observer))
+        return observer
+
+    @property
+    def vm(self) -> LabGuest:
+        """The first guest: the only one of most labs."""
+        return next(iter(self.vms.values()))
+
+    def boot(self, import_path: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """Start every guest on its first host; by guest what tracks its writes: {"tracker", "passed_over"}.
+        Raises CommandFailed with the guest's own word."""
+        return {name: guest.boot(import_path) for name, guest in self.vms.items()}
+
+    def start_clients(self) -> int:
+        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
+        for client, probes in planned.probes(self.scenario).items():
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             argument = {
-                "name": host,
-                "bridge": planned.BRIDGE,
-                "uplink": planned.UPLINK,
-                "recorder": str(RECORDER),
-                "deadline_s": self._peer_deadline_s,
-                "storage": access(host, self.options) if self.storage is not None else None,
+                "name": client,
+                "probes": probes,
+                "trace": str(RECORDER),
+                "samples": str(self.folder / f"{client}.npz"),
             }
-            log = self.folder / f"{host}.log"
-            self.agents[host] = Supervisor(host, self.topology.namespace(host), argument, log)
-            stack.callback(self.agents[host].close)
-        for agent in self.agents.values():
-            agent.process.wait_ready(READY_DEADLINE_S)
+            self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
+            self.clients[client] = ClientControl(ours)
+            self._stack.callback(self.clients[client].close)
+        return sum(client.start()["connections"] for client in self.clients.values())
 
     def _spawn(
         self, stack: ExitStack, entry: str, argument: Any, node: str, control: socket.socket
@@ -155,99 +189,78 @@ class Lab:
         self._processes.append(stack.enter_context(process))
         return process
 
-    def _observe(self, stack: ExitStack) -> Process:
-        """Begin to watch what clients, switch and hosts believe of the guest."""
-        observer = start_observer(
-            clients=planned.client_names(self.options),
-            bridges=(planned.SWITCH, *planned.HOSTS),
-            guests={planned.GUEST: planned.guest(self.options).identity},
-            recorder=RECORDER,
-            log=self.folder / "observer.log",
-        )
-        self._processes.append(stack.enter_context(observer))
-        return observer
-
-    def boot(self, import_path: Sequence[str]) -> dict[str, Any]:
-        """Start the guest on the first host. Raises CommandFailed with the guest's own word."""
-        description = planned.guest(self.options).as_json()
-        request = {"do": "boot", "guest": description, "import_path": list(import_path)}
-        return dict(self.agents[self.owner].line.ask(request, BOOT_DEADLINE_S))
-
-    def start_clients(self) -> int:
-        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
-        for client, probes in planned.probes(self.options).items():
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            argument = {
-                "name": client,
-                "probes": probes,
-                "trace": str(RECORDER),
-                "samples": str(self.folder / f"{client}.npz"),
-            }
-            self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
-            self.clients[client] = ClientControl(ours)
-            self._stack.callback(self.clients[client].close)
-        return sum(client.start()["connections"] for client in self.clients.values())
-
-    def watch(self, duration_s: float, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def watch(self, duration_s: float, on_event: OnEvent) -> None:
         """Let the lab run for so long, taking in what happens."""
         end = time.monotonic() + duration_s
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
 
-    def wait(self, timeout_s: float, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def wait(self, timeout_s: float, on_event: OnEvent) -> None:
         """Let the lab run until something has happened, for at most so long."""
         self._wait((), timeout_s, on_event)
 
+    def watch_until(self, done: Callable[[], bool], deadline_s: float, on_event: OnEvent) -> bool:
+        """Let the lab run until `done`, which is asked whenever something has happened, for at most so long;
+        whether it was."""
+        end = time.monotonic() + deadline_s
+        while not done():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._wait((), left, on_event)
+        return True
+
     def migrate(
         self,
-        on_event: Callable[[dict[str, Any]], None],
+        moves: Sequence[Move],
+        on_event: OnEvent,
         deadline_s: float,
-        import_path: Sequence[str],
-        fault: Fault | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Move the guest to the other host; returns the answers of source and target, each with ``error`` if
-        it failed.
+        import_path: Sequence[str] = (),
+    ) -> list[Moved]:
+        """Move guests to other hosts, all at once; what came of each, in the same order. Each one's `owner`
+        is its host afterwards.
 
-        `owner` is the guest's host afterwards. Raises ControlError when an agent is gone or silent.
+        Raises ControlError when an agent is gone or silent, CommandFailed after `deadline_s`.
         """
-        source, target = self.owner, self.other(self.owner)
-        receiving, sending = self._orders(target, import_path, fault)
-        lines = {host: self.agents[host].line for host in (source, target)}
-        lines[target].ask(receiving, READY_DEADLINE_S)
-        lines[source].ask(sending, READY_DEADLINE_S)
-        answers: dict[str, dict[str, Any]] = {}
+        flights = [self._flight(move, import_path) for move in moves]
         end = time.monotonic() + deadline_s
-        mend_at = time.monotonic() + MEND_AFTER_S if fault is not None else end
-        while len(answers) < 2:
-            left_s = min(end, mend_at) - time.monotonic()
-            self._wait([lines[host] for host in lines if host not in answers], left_s, on_event)
-            for host, line in lines.items():
-                if host not in answers and (answer := _answer_from(line)) is not None:
-                    answers[host] = answer
+        mend_at = time.monotonic() + MEND_AFTER_S if any(move.fault for move in moves) else end
+        while waiting := [line for flight in flights for line in flight.waiting]:
+            self._wait(waiting, min(end, mend_at) - time.monotonic(), on_event)
+            for flight in flights:
+                flight.take()
             if time.monotonic() > end:
                 raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
             if time.monotonic() > mend_at:
                 mend_at = end
                 self.mend()
-        if any("error" in answer for answer in answers.values()):
-            self.settle(end - time.monotonic())
-        else:
-            self.owner = target
-        return answers[source], answers[target]
+        found = [flight.moved for flight in flights]
+        if any(moved.failed for moved in found):
+            self.mend()
+        for moved in found:
+            guest = self.vms[moved.move.vm]
+            if moved.failed:
+                guest.settle(end - time.monotonic())
+            else:
+                guest.owner = moved.move.target
+        return found
+
+    def _flight(self, move: Move, import_path: Sequence[str]) -> Flight:
+        guest = self.vms[move.vm]
+        lines = guest.line(guest.owner), guest.line(move.target)
+        return Flight(move, guest.way(move.target), guest.owner, lines, import_path)
 
     def migrate_by_another(
-        self,
-        on_event: Callable[[dict[str, Any]], None],
-        deadline_s: float,
-        import_path: Sequence[str],
-        fault: Fault | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As :meth:`migrate`, by an orchestrator of its own that may die: the agents are asked afterwards."""
-        source, target = self.owner, self.other(self.owner)
-        receiving, sending = self._orders(target, import_path, fault)
+        self, move: Move, on_event: OnEvent, deadline_s: float, import_path: Sequence[str] = ()
+    ) -> Moved:
+        """As :meth:`migrate` of one, by an orchestrator of its own that may die: the agents are asked
+        afterwards."""
+        guest = self.vms[move.vm]
+        source, ordered_ns = guest.owner, time.monotonic_ns()
+        receiving, sending = orders(move, guest.way(move.target), import_path)
         argument = {
-            "target": {"socket": str(self.agents[target].socket), "order": receiving},
-            "source": {"socket": str(self.agents[source].socket), "order": sending},
+            "target": {"socket": str(guest.agents[move.target].socket), "order": receiving},
+            "source": {"socket": str(guest.agents[source].socket), "order": sending},
             "deadline_s": deadline_s,
         }
         entry = "testbed.lab.conductor:main"
@@ -255,79 +268,38 @@ class Lab:
             end = time.monotonic() + deadline_s
             while conductor.wait(0) is None and time.monotonic() < end:
                 self._wait((), end - time.monotonic(), on_event, also=[conductor.pidfd])
-        for agent in self.agents.values():
+        for agent in guest.agents.values():
             agent.reconnect()
-        found = self.settle(deadline_s)
-        answers = [dict(found[host]["last"]) for host in (source, target)]
-        return answers[0].get("ok", answers[0]), answers[1].get("ok", answers[1])
+        found = self.settle(guest, deadline_s)
+        last = [dict(found[host]["last"]) for host in (source, move.target)]
+        answers = [one.get("ok", one) for one in last]
+        return Moved(move, source, answers[0], answers[1], ordered_ns, time.monotonic_ns())
 
-    def _orders(
-        self, target: str, import_path: Sequence[str], fault: Fault | None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the target and the source are told."""
-        common = {
-            "secret": secrets.token_hex(32),
-            "port": planned.MIGRATION_PORT,
-            "fault": None if fault is None else str(fault),
-            "deadline_s": self._deadline_s(),
-        }
-        receiving = {"do": "receive", "import_path": list(import_path)}
-        sending = {"do": "migrate", "address": planned.MIGRATION_ADDRESS[target], "plan": self._plan()}
-        return common | receiving, common | sending
-
-    def settle(self, deadline_s: float) -> dict[str, dict[str, Any]]:
-        """After a migration that failed: mend the wires, start an agent where one died, and learn who has
-        the guest.
-
-        Without shared storage an agent may not be able to tell whether its guest runs elsewhere; here both
-        can be asked. `owner` is the guest's host afterwards, if it runs; the answers are each host's status.
-        """
+    def settle(self, guest: LabGuest, deadline_s: float) -> dict[str, dict[str, Any]]:
+        """After a migration that failed: mend the wires, start an agent where one died, and learn who has the
+        guest (:meth:`LabGuest.settle`)."""
         self.mend()
-        found = self._statuses(deadline_s)
-        for host, status in found.items():
-            if status["guest"] == "paused" and status["stage"] == Stage.YIELDED.name.lower():
-                elsewhere = found[self.other(host)]["guest"] == "running"
-                self.agents[host].line.ask({"do": "release" if elsewhere else "resume"}, READY_DEADLINE_S)
-        found = self._statuses(deadline_s)
-        for host, status in found.items():
-            if status["guest"] == "running":
-                self.owner = host
-        return found
+        return guest.settle(deadline_s)
 
     def mend(self) -> None:
         """Undo what a fault did to wires and storage."""
-        for host in self.agents:
-            mend(self.topology.namespace(host), storage=self.storage is not None)
+        rate = self.scenario.network.bandwidth_bits_per_s
+        wire_mbit = None if rate is None else rate / 1e6
+        for host in self.scenario.hosts:
+            mend(
+                self.topology.namespace(host),
+                wire=self.scenario.own_wire,
+                wire_rate_mbit=wire_mbit,
+                storage=self.storage is not None,
+            )
         if isinstance(self.storage, Storage):
             self.storage.make_room()
-
-    def _statuses(self, deadline_s: float) -> dict[str, dict[str, Any]]:
-        return {host: agent.ask_status(deadline_s) for host, agent in self.agents.items()}
-
-    def _deadline_s(self) -> float:
-        """How long one side may be silent towards the other: in a Quick Migration, while RAM goes to the LUN
-        or comes from it.
-        """
-        return self._peer_deadline_s + planned.standstill_s(self.options)
-
-    def _plan(self) -> dict[str, Any]:
-        policy, rate = self.options.policy, self.options.max_bandwidth_bits_per_s
-        return {
-            "policy": {
-                "downtime_limit_ns": policy.downtime_limit_ns,
-                "max_rounds": policy.max_rounds,
-                "on_stall": policy.on_stall,
-            },
-            "precopy": self.options.mode == "live",
-            "whole": self.options.mode == "quick",
-            "rate_limit": None if rate is None else rate // 8,
-        }
 
     def _wait(
         self,
         lines: Sequence[Line],
         timeout_s: float,
-        on_event: Callable[[dict[str, Any]], None],
+        on_event: OnEvent,
         *,
         also: Sequence[int] = (),
     ) -> None:
@@ -336,7 +308,7 @@ class Lab:
             timeout_s = 0
         if (patience_s := self.programs.patience_s()) is not None:
             timeout_s = min(timeout_s, patience_s)
-        agents = self.agents.values()
+        agents = all_agents(self.vms)
         sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also, *self.attended]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
@@ -352,18 +324,54 @@ class Lab:
             if source in found:
                 attend()
 
-    def other(self, host: str) -> str:
-        return planned.HOSTS[1 - planned.HOSTS.index(host)]
-
-    def guest_stats(self) -> dict[str, Any] | None:
-        """What the guest says of itself now."""
-        stats = self.agents[self.owner].line.ask({"do": "stats"}, READY_DEADLINE_S)
-        return None if stats is None else dict(stats)
-
     def usage(self) -> list[Usage]:
         """What each process of the lab holds now: agents and clients."""
-        processes = [*(agent.process for agent in self.agents.values()), *self._processes]
+        processes = [*(agent.process for agent in all_agents(self.vms)), *self._processes]
         return [Usage.of(process) for process in processes if process.wait(0) is None]
+
+    def tell(self, event: str, fields: Mapping[str, Any], on_event: OnEvent) -> None:
+        """Record an event of the lab itself."""
+        told = {"t_ns": time.monotonic_ns(), "source": "lab", "event": event, **fields}
+        self.recorder.events.append(told)
+        on_event(told)
+
+    def run_program(
+        self,
+        node: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        deadline_s: float | None = None,
+    ) -> str:
+        """Start an ordinary program in a node, to be told of in the result (:class:`Programs`); its name
+        there. ProgramNotStarted where there is no such program."""
+        namespace = self.topology.namespace(node)
+        return self.programs.start(node, namespace, command, environment=environment, deadline_s=deadline_s)
+
+    def start_client_programs(self, start: Literal["baseline", "migration"]) -> None:
+        """The programs of the clients that begin then."""
+        for client in self.scenario.clients:
+            for program in client.programs:
+                if program.start == start:
+                    deadline_s = None if program.deadline_ns is None else program.deadline_ns / 1e9
+                    name = self.run_program(
+                        client.name, program.command, environment=program.environment, deadline_s=deadline_s
+                    )
+                    if deadline_s is not None:
+                        self._awaited[name] = deadline_s
+
+    def wait_for_client_programs(self, on_event: OnEvent) -> None:
+        """Until those that have a deadline have ended: by themselves, or by it."""
+        self.wait_for_programs(list(self._awaited), max(self._awaited.values(), default=0.0), on_event)
+
+    def wait_for_programs(self, names: Collection[str], deadline_s: float, on_event: OnEvent) -> None:
+        """Until these have ended. CommandFailed where one has not, a while after the deadline."""
+        grace_s = PROGRAM_GRACE_S
+        if not self.watch_until(
+            lambda: not set(names) & set(self.programs.running), deadline_s + grace_s, on_event
+        ):
+            left = ", ".join(sorted(set(names) & set(self.programs.running)))
+            raise CommandFailed(f"{left}: does not end", "Timeout")
 
     def start_program(self, node: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ordinary program in a node, its standard output a pipe. OSError where there is no such
@@ -386,14 +394,12 @@ class Lab:
                     )
                 select.select([], [], [], 0.01)
 
-    def restart(self, import_path: Sequence[str]) -> None:
-        """The guest runs nowhere: what is left of it is removed, and it is booted anew, from its disk if it
-        has one, on its last host. Raises CommandFailed.
+    def restart(self, guest: LabGuest, import_path: Sequence[str] = ()) -> None:
+        """A guest runs nowhere: what is left of it is removed, and it is booted anew, from its disk if it has
+        one, on its last host. Raises CommandFailed.
         """
-        for host, agent in self.agents.items():
-            if agent.ask_status(READY_DEADLINE_S)["guest"] is not None:
-                self.agents[host].line.ask({"do": "release"}, READY_DEADLINE_S)
-        self.boot(import_path)
+        guest.release()
+        guest.boot(import_path)
 
     def report_clients(self) -> dict[str, dict[str, Any]]:
         """Every client's summary so far; the probes go on."""
@@ -412,22 +418,6 @@ class Lab:
     def close(self) -> None:
         """Bring all of it down."""
         self._stack.close()
-
-
-def _answer_from(line: Line) -> dict[str, Any] | None:
-    """An agent's final answer if it is there; where the agent is gone, an answer that says so."""
-    try:
-        message = line.poll()
-    except ControlError as error:
-        return {"error": f"the agent is gone: {error}", "kind": "AgentGone"}
-    return None if message is None else dict(message.get("ok", message))
-
-
-def _remove_guest_namespaces() -> None:
-    """The agents are ended, not asked, which is quicker; what they had named is removed in their place."""
-    for host in planned.HOSTS:
-        with suppress(FileNotFoundError), Namespace.open(guest_namespace(host)) as left:
-            left.delete()
 
 
 def _listens(table: Path, port: int) -> bool:

@@ -1,167 +1,186 @@
-"""The default lab as data: its network, its guest and what each client does. Pure."""
+"""A scenario's lab as data: its network, its guests and what each client does. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from netns.topology import Bridge, End, Link, Node, Spec
+from testbed.clients.spec import ChurnSpec, ProbeSpec, parse
 from testbed.host.description import GuestDescription
-from testbed.scenario.options import Options
+from testbed.scenario.model import Scenario
+from testbed.scenario.parts import Client, Vm, client_addresses
 
-HOSTS = ("host-a", "host-b")
 SWITCH = "switch"
 BRIDGE = "br0"
 UPLINK = "uplink"
+CLIENT_INTERFACE = "eth0"
 MIGRATION = "mig0"
-MIGRATION_ADDRESS = {"host-a": "10.6.0.1", "host-b": "10.6.0.2"}
+MIGRATION_SWITCH = "migration-switch"
 MIGRATION_PORT = 7900
+"""Of the first guest; each has its own, from here on."""
 MIGRATION_MTU = 9000
-GUEST_IPV4 = "10.7.0.10/24"
-GUEST_IPV6 = "fd07::10/64"
-GUEST_MAC = "02:00:00:00:00:42"
-PER_HOST_MACS = {"host-a": "02:00:00:00:0a:42", "host-b": "02:00:00:00:0b:42"}
-PORTS = {"echo": 7000, "ramp": 7001, "kv": 6379, "kv-durable": 6379, "http": 80}
+CLIENT_PREFIXES = (24, 64)
 STORAGE = "storage"
 STORAGE_LINK = "stor0"
-STORAGE_ADDRESS = {"host-a": "10.5.0.1", "host-b": "10.5.0.2", STORAGE: "10.5.0.10"}
-GUEST = "vm1"
-GUEST_DISK = GUEST
 SLOWEST_STORAGE_BITS_PER_S = 500_000_000
 """Of a link that is not limited: what this machine gives when it is busy."""
+_SPARE_CONNECTIONS = 512
 
 
-def client_names(options: Options) -> tuple[str, ...]:
-    return tuple(f"client{number}" for number in range(1, options.clients + 1))
+@dataclass(frozen=True)
+class Ends:
+    """A link that conditions can be set on: the interface at the node that names it, and the far one."""
+
+    node: tuple[str, str]
+    far: tuple[str, str]
+    rate_mbit: float | None = None
+    """What it was made with."""
 
 
-def network(options: Options) -> Spec:
-    """Two hosts and the clients on a switch, and a wire between the hosts for the migration alone."""
-    clients = client_names(options)
-    nodes = (
-        Node(SWITCH, bridges=(Bridge(BRIDGE),)),
-        *(Node(host, bridges=(Bridge(BRIDGE),)) for host in HOSTS),
-        *(Node(client) for client in clients),
-    )
-    uplinks = [Link(End(host, UPLINK, bridge=BRIDGE), End(SWITCH, host, bridge=BRIDGE)) for host in HOSTS]
-    access = [
-        Link(
-            End(client, "eth0", addresses=(f"10.7.0.{100 + number}/24", f"fd07::{100 + number}/64")),
-            End(SWITCH, client, bridge=BRIDGE),
+def host_number(scenario: Scenario, host: str) -> int:
+    """From 1, in the order of the scenario."""
+    return scenario.hosts.index(host) + 1
+
+
+def migration_address(scenario: Scenario, host: str) -> str:
+    return f"10.6.0.{host_number(scenario, host)}"
+
+
+def storage_address(scenario: Scenario, node: str) -> str:
+    """Of a host, or of the storage itself."""
+    return "10.5.0.10" if node == STORAGE else f"10.5.0.{host_number(scenario, node)}"
+
+
+def network(scenario: Scenario) -> Spec:
+    """Hosts and clients on a switch, a way between the hosts for migrations, and storage if there is any."""
+    nodes = [Node(SWITCH, bridges=(Bridge(BRIDGE),))]
+    for host in scenario.hosts:
+        shared = () if scenario.own_wire else (f"{migration_address(scenario, host)}/24",)
+        nodes.append(Node(host, bridges=(Bridge(BRIDGE, addresses=shared),)))
+    nodes += [Node(client.name) for client in scenario.clients]
+    if scenario.own_wire and len(scenario.hosts) > 2:
+        nodes.append(Node(MIGRATION_SWITCH, bridges=(Bridge(BRIDGE, mtu=MIGRATION_MTU),)))
+    if scenario.has_storage:
+        nodes.append(Node(STORAGE, bridges=(Bridge(BRIDGE),)))
+    return Spec(tuple(nodes), tuple(link for _, link in _links(scenario)))
+
+
+def links(scenario: Scenario) -> dict[str, Ends]:
+    """The links that conditions can be set on, by name (:attr:`Scenario.link_names`)."""
+    return {
+        name: Ends((link.a.node, link.a.ifname), (link.b.node, link.b.ifname), link.rate_mbit)
+        for name, link in _links(scenario)
+    }
+
+
+def _links(scenario: Scenario) -> Iterator[tuple[str, Link]]:
+    for host in scenario.hosts:
+        yield host, Link(End(host, UPLINK, bridge=BRIDGE), End(SWITCH, host, bridge=BRIDGE))
+    for number, client in enumerate(scenario.clients, 1):
+        addresses = tuple(
+            f"{address}/{prefix}"
+            for address, prefix in zip(client_addresses(number), CLIENT_PREFIXES, strict=True)
         )
-        for number, client in enumerate(clients, 1)
+        near = End(client.name, CLIENT_INTERFACE, addresses=addresses)
+        yield client.name, Link(near, End(client.on, client.name, bridge=BRIDGE))
+    if scenario.own_wire:
+        yield from _migration_links(scenario)
+    if scenario.has_storage:
+        yield from _storage_links(scenario)
+
+
+def _migration_links(scenario: Scenario) -> Iterator[tuple[str, Link]]:
+    rate = _mbit(scenario.network.bandwidth_bits_per_s)
+    ends = [
+        End(host, MIGRATION, addresses=(f"{migration_address(scenario, host)}/24",))
+        for host in scenario.hosts
     ]
-    rate = options.bandwidth_bits_per_s
-    ends = [End(host, MIGRATION, addresses=(f"{MIGRATION_ADDRESS[host]}/24",)) for host in HOSTS]
-    wire = Link(ends[0], ends[1], mtu=MIGRATION_MTU, rate_mbit=_mbit(rate))
-    if not options.has_storage:
-        return Spec(nodes, (*uplinks, *access, wire))
-    storage = Node(STORAGE, bridges=(Bridge(BRIDGE),))
-    return Spec((*nodes, storage), (*uplinks, *access, wire, *_storage_links(options)))
+    if len(ends) == 2:
+        yield "migration", Link(ends[0], ends[1], mtu=MIGRATION_MTU, rate_mbit=rate)
+        return
+    for end in ends:
+        port = End(MIGRATION_SWITCH, end.node, bridge=BRIDGE)
+        yield f"{end.node}.migration", Link(end, port, mtu=MIGRATION_MTU, rate_mbit=rate)
 
 
-def _storage_links(options: Options) -> list[Link]:
+def _storage_links(scenario: Scenario) -> Iterator[tuple[str, Link]]:
     """The storage network: both hosts and the target's own interface on a switch inside the storage node."""
-    rate = _mbit(options.storage_rate_bits_per_s)
-    hosts = [
-        Link(
-            End(host, STORAGE_LINK, addresses=(f"{STORAGE_ADDRESS[host]}/24",)),
-            End(STORAGE, host, bridge=BRIDGE),
-            mtu=MIGRATION_MTU,
-            rate_mbit=rate,
-        )
-        for host in HOSTS
-    ]
-    target = Link(
-        End(STORAGE, STORAGE_LINK, addresses=(f"{STORAGE_ADDRESS[STORAGE]}/24",)),
-        End(STORAGE, "target", bridge=BRIDGE),
-        mtu=MIGRATION_MTU,
-    )
-    return [*hosts, target]
+    rate = _mbit(scenario.storage.rate_bits_per_s)
+    for host in scenario.hosts:
+        end = End(host, STORAGE_LINK, addresses=(f"{storage_address(scenario, host)}/24",))
+        port = End(STORAGE, host, bridge=BRIDGE)
+        yield f"{host}.storage", Link(end, port, mtu=MIGRATION_MTU, rate_mbit=rate)
+    target = End(STORAGE, STORAGE_LINK, addresses=(f"{storage_address(scenario, STORAGE)}/24",))
+    yield STORAGE, Link(target, End(STORAGE, "target", bridge=BRIDGE), mtu=MIGRATION_MTU)
 
 
 def _mbit(bits_per_s: int | None) -> float | None:
     return None if bits_per_s is None else bits_per_s / 1e6
 
 
-def guest(options: Options) -> GuestDescription:
-    """The guest that the options ask for."""
-    macs = dict.fromkeys(HOSTS, GUEST_MAC) if options.mac == "keep" else PER_HOST_MACS
+def guest(scenario: Scenario, vm: Vm) -> GuestDescription:
+    """A guest as its hosts are told of it. Each has random numbers of its own."""
+    seed = scenario.seed + scenario.vms.index(vm)
     load = {
-        "rate_pages_per_s": options.dirty_rate_pages_per_s,
-        "working_set_bytes": options.working_set_bytes if options.dirty_rate_pages_per_s else 0,
-        "pattern": options.pattern,
-        "seed": options.seed,
+        "rate_pages_per_s": vm.load.dirty_rate_pages_per_s,
+        "working_set_bytes": vm.load.working_set_bytes if vm.load.dirty_rate_pages_per_s else 0,
+        "pattern": vm.load.pattern,
+        "seed": seed,
     }
     return GuestDescription(
-        program=options.program,
-        ram_bytes=options.ram_bytes,
-        macs=macs,
-        ipv4=GUEST_IPV4,
-        ipv6=GUEST_IPV6,
-        announce=options.announce,
-        hold=options.hold,
-        tracker=options.tracker,
-        max_connections=_most_connections(options),
-        fill=options.fill,
-        seed=options.seed,
+        program=vm.guest_program,
+        ram_bytes=vm.ram_bytes,
+        macs=_macs(scenario, vm),
+        ipv4=f"{vm.ipv4}/{CLIENT_PREFIXES[0]}",
+        ipv6=f"{vm.ipv6}/{CLIENT_PREFIXES[1]}",
+        announce=vm.announce,
+        hold=vm.hold,
+        tracker=vm.tracker,
+        max_connections=_most_connections(scenario, vm),
+        fill=vm.fill,
+        seed=seed,
         load=load,
-        disk=GUEST_DISK if options.has_storage else None,
+        disk=vm.name if vm.disk_bytes else None,
     )
 
 
-def _most_connections(options: Options) -> int:
+def _macs(scenario: Scenario, vm: Vm) -> dict[str, str]:
+    """Under the policy ``per-host`` the fifth byte says which host: 0a, 0b and so on."""
+    if vm.mac == "keep":
+        return dict.fromkeys(scenario.hosts, vm.mac_address)
+    head, last = vm.mac_address[:12], vm.mac_address[-2:]
+    return {host: f"{head}{9 + number:02x}:{last}" for number, host in enumerate(scenario.hosts, 1)}
+
+
+def _most_connections(scenario: Scenario, vm: Vm) -> int:
     """With room to spare, but no more: the table is read as a whole when the guest is attached. New
     connections that come while it stands still are all there at once when it runs again.
     """
-    arriving = options.churn_per_s * (2 + standstill_s(options))
-    return 512 + 2 * options.connections + int(arriving)
+    asking = [probe for client in scenario.clients for probe in _probes_of(scenario, client, vm)]
+    arriving = sum(probe.rate_per_s for probe in asking if isinstance(probe, ChurnSpec))
+    standing = sum(int(getattr(probe, "connections", 0)) for probe in asking)
+    return _SPARE_CONNECTIONS + 2 * standing + int(arriving * (2 + standstill_s(scenario)))
 
 
-def standstill_s(options: Options) -> float:
-    """How long the guest may stand still: in a Quick Migration, while RAM goes to the LUN and comes back."""
-    rate = options.storage_rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
-    return 3 * options.ram_bytes * 8 / rate if options.mode == "quick" else 0.0
+def _probes_of(scenario: Scenario, client: Client, vm: Vm) -> tuple[ProbeSpec, ...]:
+    """The probes with which a client asks a guest."""
+    asking = [scenario.probe_argument(probe) for probe in client.probes if scenario.asked(probe) is vm]
+    return parse({"name": client.name, "probes": asking}).probes if asking else ()
 
 
-def probes(options: Options) -> dict[str, list[dict[str, Any]]]:
-    """The probes of each client. Connections are dealt out in turn; with both families every other one is
-    IPv6's."""
-    families = {"both": ("ipv4", "ipv6"), "ipv4": ("ipv4",), "ipv6": ("ipv6",)}[options.family]
-    addresses = {"ipv4": GUEST_IPV4.split("/")[0], "ipv6": GUEST_IPV6.split("/")[0]}
-    clients = client_names(options)
-    result: dict[str, list[dict[str, Any]]] = {client: [] for client in clients}
-    counts: dict[tuple[str, str], int] = {}
-    for number in range(options.connections):
-        place = (clients[number % len(clients)], families[number // len(clients) % len(families)])
-        counts[place] = counts.get(place, 0) + 1
-    for (client, family), count in counts.items():
-        result[client].append(_main_probe(options, count) | {"address": addresses[family]})
-    for number, client in enumerate(clients):
-        family = families[number % len(families)]
-        result[client] += [extra | {"address": addresses[family]} for extra in _extra_probes(options)]
-    return {client: of_client for client, of_client in result.items() if of_client}
+def standstill_s(scenario: Scenario) -> float:
+    """How long a guest may stand still: in a Quick Migration, while RAM goes to the LUN and comes back."""
+    rate = scenario.storage.rate_bits_per_s or SLOWEST_STORAGE_BITS_PER_S
+    largest = max(vm.ram_bytes for vm in scenario.vms)
+    return 3 * largest * 8 / rate if scenario.is_quick else 0.0
 
 
-def _main_probe(options: Options, connections: int) -> dict[str, Any]:
-    if options.program == "ramp":
-        return {"kind": "ramp", "connections": connections}
-    if options.program == "kv-durable":
-        interval_us = options.interval_ns // 1000
-        return {"kind": "ledger", "connections": connections, "interval_us": interval_us}
-    program = options.program if options.program in PORTS else "echo"
-    probe = {"kind": "closed-loop", "program": program, "connections": connections}
-    return probe | {"interval_us": options.interval_ns // 1000}
-
-
-def _extra_probes(options: Options) -> list[dict[str, Any]]:
-    """What the echo program lets clients do besides: a steady stream on each, and new connections all the
-    time."""
-    if options.program != "echo":
-        return []
-    extra: list[dict[str, Any]] = []
-    if options.stream_rate_per_s:
-        extra.append({"kind": "open-loop", "connections": 1, "rate_per_s": options.stream_rate_per_s})
-    share = options.churn_per_s / options.clients
-    if share:
-        extra.append({"kind": "churn", "rate_per_s": share})
-    return extra
+def probes(scenario: Scenario) -> dict[str, list[dict[str, Any]]]:
+    """What each client that has probes is told of them (testbed.clients.spec.parse)."""
+    return {
+        client.name: [scenario.probe_argument(probe) for probe in client.probes]
+        for client in scenario.clients
+        if client.probes
+    }

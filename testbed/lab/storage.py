@@ -1,6 +1,6 @@
 """The storage of a lab: the target with its LUN, and on each host the service that has the volume mounted.
 
-Or, if that is asked for, nbdkit with the guest's disk and nothing else.
+Or, if that is asked for, nbdkit with one guest's disk and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from netns.namespace import Namespace
 from testbed.host.saved_state import largest_state_bytes, remove
 from testbed.host.shared_storage import FILLER
 from testbed.lab import plan as planned
-from testbed.scenario.options import Options
+from testbed.scenario.model import Scenario
 from testbed.storage import nbdkit
 from testbed.storage.volume_client import VolumeClient, VolumeRefused
 
@@ -28,7 +28,11 @@ NBD_PORT, LUN_PORT, RELAY_PORT = 10809, 3260, 10900
 LUN = "csv"
 OVERHEAD_BYTES = 32 << 20
 """Of a volume, for its own tables and whole extents."""
-KEYS = {"host-a": "00000000000000aa", "host-b": "00000000000000bb"}
+
+
+def keys(scenario: Scenario) -> dict[str, str]:
+    """The key with which each host is registered at the LUN: ..aa, ..bb and so on."""
+    return {host: f"{0x99 + 0x11 * planned.host_number(scenario, host):016x}" for host in scenario.hosts}
 
 
 def service_sockets(host: str) -> dict[str, str]:
@@ -36,35 +40,36 @@ def service_sockets(host: str) -> dict[str, str]:
     return {"control": str(FOLDER / f"{host}.control"), "nbd": str(FOLDER / f"{host}.nbd")}
 
 
-def access(host: str, options: Options) -> dict[str, Any]:
-    """What a host's agent is told of the storage (testbed.host.plain_disk.storage_from_json)."""
-    if options.storage_server == "nbdkit":
-        return {"plain": {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": NBD_PORT}}
-    hosts = {key: name for name, key in KEYS.items()}
-    lun = {"address": planned.STORAGE_ADDRESS[planned.STORAGE], "port": LUN_PORT, "name": LUN}
-    return service_sockets(host) | {
-        "lun": lun | {"key": KEYS[host], "hosts": hosts},
-        "moves": options.mode == "quick",
-    }
+def access(host: str, scenario: Scenario) -> dict[str, Any]:
+    """What a host's agents are told of the storage (testbed.host.plain_disk.storage_from_json)."""
+    address = planned.storage_address(scenario, planned.STORAGE)
+    if scenario.storage.server == "nbdkit":
+        return {"plain": {"address": address, "port": NBD_PORT}}
+    of_hosts = keys(scenario)
+    hosts = {key: name for name, key in of_hosts.items()}
+    lun = {"address": address, "port": LUN_PORT, "name": LUN, "key": of_hosts[host], "hosts": hosts}
+    return service_sockets(host) | {"lun": lun, "moves": scenario.is_quick}
 
 
-def lun_bytes(options: Options) -> int:
-    """The LUN has room for the guest's disk and, in a Quick Migration, for its saved RAM."""
-    saved = largest_state_bytes(options.ram_bytes) if options.mode == "quick" else 0
-    return OVERHEAD_BYTES + options.disk_bytes + saved
+def lun_bytes(scenario: Scenario) -> int:
+    """The LUN has room for every guest's disk and, in a Quick Migration, for its saved RAM."""
+    disks = sum(vm.disk_bytes for vm in scenario.vms)
+    saved = sum(largest_state_bytes(vm.ram_bytes) for vm in scenario.vms) if scenario.is_quick else 0
+    return OVERHEAD_BYTES + disks + saved
 
 
 class PlainServer:
-    """nbdkit with the guest's disk, started; close it to end it. Raises NbdkitError."""
+    """nbdkit with the disk of the one guest that has one, started; close it to end it. Raises NbdkitError."""
 
-    def __init__(self, options: Options, namespaces: Mapping[str, Namespace]) -> None:
-        disk = FOLDER / f"{planned.GUEST_DISK}.img"
-        address = planned.STORAGE_ADDRESS[planned.STORAGE]
+    def __init__(self, scenario: Scenario, namespaces: Mapping[str, Namespace]) -> None:
+        vm = next(vm for vm in scenario.vms if vm.disk_bytes)
+        disk = FOLDER / f"{vm.name}.img"
+        address = planned.storage_address(scenario, planned.STORAGE)
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
             FOLDER.mkdir(exist_ok=True)
             disk.touch()
-            os.truncate(disk, options.disk_bytes)
+            os.truncate(disk, vm.disk_bytes)
             stack.enter_context(nbdkit.serving(disk, address, NBD_PORT, namespaces[planned.STORAGE]))
             self._stack = stack.pop_all()
 
@@ -75,8 +80,10 @@ class PlainServer:
 class Storage:
     """Target and services, started; close it to end them. The data is gone with the universe."""
 
-    def __init__(self, options: Options, namespaces: Mapping[str, Namespace], folder: Path, recorder: Path):
-        self._options = options
+    def __init__(
+        self, scenario: Scenario, namespaces: Mapping[str, Namespace], folder: Path, recorder: Path
+    ) -> None:
+        self._scenario = scenario
         self._namespaces = namespaces
         self._logs = folder
         self._recorder = recorder
@@ -84,7 +91,7 @@ class Storage:
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
             self.start_target(stack)
-            for host in planned.HOSTS:
+            for host in scenario.hosts:
                 entry = "testbed.storage.service:main"
                 self._spawn(stack, f"{host}-volume", host, entry, self._service(host))
             for process in self.processes.values():
@@ -96,10 +103,10 @@ class Storage:
         """Start the target; what an earlier one has left in the folder is there again."""
         argument = {
             "folder": str(FOLDER / "target"),
-            "address": planned.STORAGE_ADDRESS[planned.STORAGE],
+            "address": planned.storage_address(self._scenario, planned.STORAGE),
             "nbd_port": NBD_PORT,
             "lun_port": LUN_PORT,
-            "luns": {LUN: lun_bytes(self._options)},
+            "luns": {LUN: lun_bytes(self._scenario)},
         }
         (FOLDER / "target").mkdir(parents=True, exist_ok=True)
         self._spawn(stack, planned.STORAGE, planned.STORAGE, "testbed.storage.target:main", argument)
@@ -111,28 +118,35 @@ class Storage:
         self.processes[name] = stack.enter_context(process)
 
     def _service(self, host: str) -> dict[str, Any]:
-        peer = planned.HOSTS[1 - planned.HOSTS.index(host)]
+        scenario = self._scenario
+        of_hosts = keys(scenario)
+        (peer,) = (other for other in scenario.hosts if other != host)
+        target = planned.storage_address(scenario, planned.STORAGE)
         return service_sockets(host) | {
             "host": host,
-            "key": KEYS[host],
-            "hosts": KEYS,
+            "key": of_hosts[host],
+            "hosts": of_hosts,
             "lun": LUN,
-            "target": [planned.STORAGE_ADDRESS[planned.STORAGE], NBD_PORT, LUN_PORT],
-            "relay_listen": [planned.MIGRATION_ADDRESS[host], RELAY_PORT],
-            "peer_relay": [planned.MIGRATION_ADDRESS[peer], RELAY_PORT],
+            "target": [target, NBD_PORT, LUN_PORT],
+            "relay_listen": [planned.migration_address(scenario, host), RELAY_PORT],
+            "peer_relay": [planned.migration_address(scenario, peer), RELAY_PORT],
             "recorder": str(self._recorder),
         }
 
     def _prepare(self) -> None:
-        """Format the volume, mount it on whoever may have it, make the guest's disk."""
-        first = planned.HOSTS[0]
-        quick = self._options.mode == "quick"
+        """Format the volume, mount it on whoever may have it, make the guests' disks. A LUN that moves begins
+        where its guest does."""
+        quick = self._scenario.is_quick
+        hosts = self._scenario.hosts
+        first = self._scenario.vms[0].host if quick else hosts[0]
         with self.client(first) as client:
             client.format()
             client.mount("exclusive" if quick else "shared")
-            client.create(planned.GUEST_DISK, self._options.disk_bytes)
+            for vm in self._scenario.vms:
+                if vm.disk_bytes:
+                    client.create(vm.name, vm.disk_bytes)
         if not quick:
-            for host in planned.HOSTS[1:]:
+            for host in hosts[1:]:
                 with self.client(host) as client:
                     client.mount("shared")
 
@@ -140,7 +154,7 @@ class Storage:
         """Delete what a fault has filled the volume with, on a host that has it mounted. One whose LUN was
         taken by the other does not know yet that it has it no more.
         """
-        for host in planned.HOSTS:
+        for host in self._scenario.hosts:
             with self.client(host) as client:
                 if client.state()["mode"] is None:
                     continue

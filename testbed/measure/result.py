@@ -81,10 +81,10 @@ class TableChange(_Model):
 
 
 class Migration(_Model):
-    """One migration. `blackout_parts_ms` add up to `blackout_ms`; both are None where the guest never
-    stopped. `reason` says what kept it from completing, or its source from being deleted as a whole. `owner`
-    is the host on which the guest ran afterwards, and `deleted` says whether the source had nothing of it
-    then; `fault` was made on purpose."""
+    """One migration of the guest `vm`. `blackout_parts_ms` add up to `blackout_ms`; both are None where the
+    guest never stopped. `reason` says what kept it from completing, or its source from being deleted as a
+    whole. `owner` is the host on which the guest ran afterwards, and `deleted` says whether the source had
+    nothing of it then; `fault` was made on purpose."""
 
     outcome: Outcome
     reason: str | None
@@ -104,10 +104,29 @@ class Migration(_Model):
     gap_ms: Gap
     phases_ms: dict[str, float]
     tables: list[TableChange] = []
+    vm: str = "vm1"
+    mode: str = "live"
+    begun_ms: float = 0.0
+    """When it was ordered, since the first one of the run was: several may be under way at once."""
+
+
+class Rate(_Model):
+    """What a bulk transfer reached: the medians over milliseconds before, during and after the migrations, in
+    Mbit/s. None where there was no such time."""
+
+    before: float | None
+    during: float | None
+    after: float | None
 
 
 class Connection(_Model):
-    """One probe's connection (or, for churn, all of that client's), as its client saw it."""
+    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw it.
+
+    What its kind does not know is null. Of numbered packets: how long they took `one_way_there_ms` (until the
+    service had them) and `one_way_back_ms`, and how many were `lost`, came twice (`duplicated`) or after a
+    later one (`reordered`). Of a bulk transfer: its `rate_mbit`, and `stalled_ms`, the longest time without a
+    byte. Of HTTP: how often each `statuses` came.
+    """
 
     client: str
     probe: str
@@ -118,6 +137,15 @@ class Connection(_Model):
     baseline_wait_ms: float | None
     retransmits: int
     broken: str | None
+    vm: str = "vm1"
+    one_way_there_ms: Gap | None = None
+    one_way_back_ms: Gap | None = None
+    lost: int | None = None
+    duplicated: int | None = None
+    reordered: int | None = None
+    rate_mbit: Rate | None = None
+    stalled_ms: float | None = None
+    statuses: dict[str, int] | None = None
 
 
 class Clients(_Model):
@@ -125,7 +153,7 @@ class Clients(_Model):
     those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
     acknowledgements. Of the ledgers of a durable store: writes `acknowledged`, of them `writes_lost`, values
     that were never sent (`writes_phantom`), and ledgers that could not be read back in the end
-    (`ledgers_unsettled`).
+    (`ledgers_unsettled`). `packets_…` are of UDP and ICMP, of which nobody promises that none is lost.
     """
 
     connections: int
@@ -142,6 +170,9 @@ class Clients(_Model):
     writes_lost: int
     writes_phantom: int
     ledgers_unsettled: int
+    packets_lost: int = 0
+    packets_duplicated: int = 0
+    packets_reordered: int = 0
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]
@@ -166,15 +197,35 @@ class ProgramRun(_Model):
     error_tail: str
 
 
+class CaptureFile(_Model):
+    """What passed over a link: a pcapng file, by its name in the run's folder. `dropped` frames found no room
+    and are not in it; `stopped` says why nothing was taken from some moment on, null where all was. `bytes`
+    are those of the frames in it, of a frame that was cut short of what is there."""
+
+    link: str
+    file: str
+    frames: int
+    bytes: int
+    dropped: int
+    stopped: str | None
+
+
 class Check(_Model):
-    """One thing that had to hold, and a sentence that says how it came out."""
+    """One thing that had to hold, and a sentence that says how it came out. A `waived` one has passed
+    whatever came out: the scenario shows a failure, and `detail` says whether it did."""
 
     name: str
     passed: bool
     detail: str
+    waived: bool = False
 
 
 class Guest(_Model):
+    """What a guest says of itself at the end of the run. `steps` is 0 where it does not run any more."""
+
+    vm: str = "vm1"
+    owner: str | None = None
+    """The host on which it runs."""
     program: str
     steps: int
     faults: list[str]
@@ -199,6 +250,77 @@ class Instrument(_Model):
     holds: bool
 
 
+class LinkConditions(_Model):
+    """What was asked of one direction of a link. `loss`, `duplicate` and `reorder` are shares of the frames;
+    None: no rate, or no queue of a length that was asked for."""
+
+    rate_mbit: float | None
+    delay_ms: float
+    jitter_ms: float
+    distribution: str
+    loss: float
+    duplicate: float
+    reorder: float
+    queue_frames: int | None
+    queue_bytes: int | None
+    lost_announcements: int
+
+
+class LinkSounding(_Model):
+    """One direction of a link as it was measured from its two ends before the run, whoever conditions it:
+    frames sent and arrived, what they took, and the throughput where a rate was asked for."""
+
+    sent: int
+    arrived: int
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkDirection(_Model):
+    """One direction of a link: what was asked of it, what was measured of it before the run, and what whoever
+    conditions it tells of the run.
+
+    Frames are those of a wire where `wire_frames`; else an offloaded frame of up to 64 KiB counts, and is
+    lost, as one. `delay_...` is from arrival to departure, queue included, `late_...` how much of it was not
+    meant. `overrun` frames were lost by the relay and not by what was asked. None: not told.
+    """
+
+    asked: LinkConditions
+    measured: LinkSounding | None
+    wire_frames: bool
+    received_frames: int | None
+    passed_frames: int | None
+    passed_bytes: int | None
+    lost: int | None
+    announcements_lost: int | None
+    queue_dropped: int | None
+    overrun: int | None
+    duplicated: int | None
+    reordered: int | None
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    late_p50_ms: float | None
+    late_p99_ms: float | None
+    loss: float | None
+    throughput_mbit: float | None
+
+
+class LinkFigures(_Model):
+    """A link under conditions. `forward` is from the node that it is named after. `backend` is who brings
+    them about (tbf, netem, relay), and `why` says why that one. `round_trip_ms` is the median of the
+    measurement before the run, `asked_round_trip_ms` the two delays that were asked for."""
+
+    name: str
+    backend: str
+    why: str
+    asked_round_trip_ms: float
+    round_trip_ms: float | None
+    forward: LinkDirection
+    backward: LinkDirection
+
+
 class Result(_Model):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -214,10 +336,17 @@ class Result(_Model):
     clients: Clients
     network: Network
     guest: Guest
+    """The first guest."""
+    guests: list[Guest] = []
     checks: list[Check]
     migrations: list[Migration]
     programs: list[ProgramRun] = []
+    links: list[LinkFigures] = []
+    captures: list[CaptureFile] = []
+    scenario: dict[str, Any] | None = None
+    """What was asked for, in the words of a scenario file (testbed/scenario/scenario.schema.json)."""
     options: dict[str, Any]
+    """The same as the options of a command, where it was one; empty where it was a scenario file."""
     environment: dict[str, Any]
     instrument: Instrument | None = None
     """None where it was never calibrated as it is now."""

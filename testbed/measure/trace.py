@@ -19,7 +19,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,15 @@ READ_BYTES = 1 << 18
 class Trace:
     """The events of one process, named `source`, on their way to the recorder.
 
-    `recorder` is the path of the recorder's socket; without one the events stay in :attr:`pending`.
+    `recorder` is the path of the recorder's socket; without one the events stay in :attr:`pending`. `of_all`
+    are fields that each of its events has.
     """
 
-    def __init__(self, source: str, recorder: Path | None = None) -> None:
+    def __init__(
+        self, source: str, recorder: Path | None = None, of_all: Mapping[str, Any] | None = None
+    ) -> None:
         self.source = source
+        self._of_all = dict(of_all or {})
         self.pending: list[dict[str, Any]] = []
         self._socket: socket.socket | None = None
         if recorder is not None:
@@ -45,7 +49,7 @@ class Trace:
         """Record `event`, now or at `t_ns`; returns its time in nanoseconds."""
         if t_ns is None:
             t_ns = time.monotonic_ns()
-        self.pending.append({"t_ns": t_ns, "source": self.source, "event": event, **fields})
+        self.pending.append({"t_ns": t_ns, "source": self.source, "event": event, **self._of_all, **fields})
         return t_ns
 
     @contextmanager

@@ -41,46 +41,55 @@ class Progress:
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
-        self._names: dict[str, str] = {}
+        self._routes: dict[str | None, dict[str, str]] = {}
 
     def say(self, text: str) -> None:
         if not self._quiet:
             self._console.print(Text(text, style="dim"))
 
-    def migration(self, source: str, target: str, number: int, of: int) -> None:
-        """A migration is about to begin."""
-        self._names = {"source": source, "target": target}
+    def migration(self, source: str, target: str, number: int, of: int, vm: str | None = None) -> None:
+        """A migration is about to begin; of the guest `vm`, where there are several."""
+        self._routes[vm] = {"source": source, "target": target}
         if not self._quiet:
             count = f" ({number} of {of})" if of > 1 else ""
-            self._console.print(Text(f"migrating {source} → {target}{count}", style="bold"))
+            what = "migrating" if vm is None else f"migrating {vm}"
+            self._console.print(Text(f"{what} {source} → {target}{count}", style="bold"))
 
     def event(self, event: dict[str, Any]) -> None:
         """Print `event` if it is one that a person follows."""
-        if self._quiet or not self._names:
+        if self._quiet or not self._routes:
             return
+        vm = event.get("vm")
         if event["event"] == "round":
             if event["number"] == 1:
-                self._tell(STORY["precopy"])
-            self._console.print(Text(f"  {round_line(event)}"))
+                self._tell(STORY["precopy"], vm)
+            self._console.print(Text(f"  {_whose(vm)}{round_line(event)}"))
         elif event["event"] == "begin" and self._is_told(event):
-            self._tell(STORY[event["phase"]])
+            self._tell(STORY[event["phase"]], vm)
         elif event["event"] == "mark" and event["name"] in MARKS:
-            self._tell(MARKS[event["name"]])
+            self._tell(MARKS[event["name"]], vm)
         elif event["event"] == "volume-state":
             host = str(event["source"]).removesuffix("-volume")
             self._console.print(Text(f"  storage      {host}: {event['volume']}", style="yellow"))
         elif event["event"] == "lun":
             self._console.print(Text(f"  {lun_line(event)}"))
         elif event["event"] == "rolled-back":
-            self._console.print(Text(f"  rolled back   {event['reason']}", style="yellow"))
+            self._console.print(Text(f"  {_whose(vm)}rolled back   {event['reason']}", style="yellow"))
 
-    def _tell(self, line: str) -> None:
-        self._console.print(Text("  " + line.format(**self._names)))
+    def _tell(self, line: str, vm: str | None) -> None:
+        if vm in self._routes:
+            self._console.print(Text(f"  {_whose(vm)}{line.format(**self._routes[vm])}"))
 
     def _is_told(self, event: dict[str, Any]) -> bool:
         """Pre-copy is told with its first round: not every mode has one."""
         told = event["phase"] in STORY and event["phase"] != "precopy"
-        return told and event["source"] == self._names["source"]
+        route = self._routes.get(event.get("vm"))
+        return told and route is not None and str(event["source"]).partition(":")[0] == route["source"]
+
+
+def _whose(vm: str | None) -> str:
+    """Whose news it is, where several guests have some."""
+    return "" if vm is None else f"{vm}  "
 
 
 def lun_line(event: dict[str, Any]) -> str:

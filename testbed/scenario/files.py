@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from testbed.scenario import shelf
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import OptionError
 from testbed.scenario.quantities import WRITTEN
 
-SHELF = Path(__file__).with_name("shelf")
 MOST_BYTES = 1 << 20
 _BEGINS_WITH_KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*: ")
 
@@ -64,19 +64,17 @@ def read(said: Mapping[str, Any], where: str) -> Scenario:
 def found(word: str) -> Scenario:
     """What a command means by `word`: a file, or the name of a scenario on the shelf. ScenarioError."""
     path = Path(word)
-    if path.suffix != ".toml" and not path.exists():
-        names = {one.stem: one for one in on_shelf()}
-        if word not in names:
-            raise ScenarioError(
-                [f"{word}: neither a file nor a scenario of the shelf, which has {', '.join(names)}"]
-            )
-        path = names[word]
-    return load(path)
+    if path.suffix == ".toml" or path.exists():
+        return load(path)
+    return load(on_shelf(word))
 
 
-def on_shelf() -> list[Path]:
-    """The files of the scenarios that ship with the testbed, by name."""
-    return sorted(SHELF.glob("*.toml"))
+def on_shelf(name: str) -> Path:
+    """The file of a scenario of the shelf. ScenarioError."""
+    if name not in shelf.names():
+        there = ", ".join(shelf.names())
+        raise ScenarioError([f"{name}: neither a file nor a scenario of the shelf, which has {there}"])
+    return shelf.FOLDER / f"{name}.toml"
 
 
 def _firsts(error: ValidationError) -> list[Any]:

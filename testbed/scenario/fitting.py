@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from testbed.clients import spec
 from testbed.faults.kinds import Fault
+from testbed.scenario.parts import client_addresses
 from testbed.scenario.steps import Step
 
 if TYPE_CHECKING:
@@ -46,11 +47,6 @@ def _twice(named: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
         if name in seen:
             yield f"{where}: {what} called {name} is there already, under {seen[name]}"
         seen[name] = where
-
-
-def client_addresses(number: int) -> tuple[str, str]:
-    """The addresses of the client of this number, from 1: IPv4 and IPv6."""
-    return f"10.7.0.{100 + number}", f"fd07::{100 + number}"
 
 
 def _addresses_twice(scenario: Scenario) -> Iterator[str]:

@@ -84,6 +84,10 @@ class Scenario(Part):
     def vm(self, name: str) -> Vm:
         return next(vm for vm in self.vms if vm.name == name)
 
+    def seeded(self, seed: int) -> Scenario:
+        """The same with other random numbers."""
+        return self.model_copy(update={"seed": seed})
+
     def manner(self, step: Step | None = None) -> Manner:
         """How the migrations of a step go, or those that no step asked for."""
         defaults = Options()
@@ -91,6 +95,16 @@ class Scenario(Part):
         if step is not None:
             said |= {name: value for name, value in step.given().items() if name in Settings.model_fields}
         return Manner(**said)
+
+    @property
+    def most_moving_bytes(self) -> int:
+        """The most RAM that is on the move at once; where a host is drained, perhaps that of all."""
+        ram = {vm.name: vm.ram_bytes for vm in self.vms}
+        moving = [sum(ram[name] for name in step.migrate or ()) for step in self.steps]
+        moving += [
+            sum(ram.values()) if step.at_once else max(ram.values()) for step in self.steps if step.drain
+        ]
+        return max(moving)
 
     @property
     def has_storage(self) -> bool:

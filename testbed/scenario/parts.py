@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from netns import conditions as netns
+from netns.conditions import ConditionsError
 from testbed.scenario.options import (
     MIN_RAM_BYTES,
     PAGE,
@@ -32,6 +34,13 @@ from testbed.scenario.probing import Probe
 from testbed.scenario.quantities import Duration, Rate, Share, Size, Whole, YesNo
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_WRITTEN_CONDITIONS = {
+    "jitter_ns": "jitter",
+    "delay_ns": "delay",
+    "duplication": "duplicate",
+    "reordering": "reorder",
+    "queue_frames": "queue",
+}
 CLIENT_NETWORKS = {4: "10.7.0.0/24", 6: "fd07::/64"}
 
 
@@ -71,12 +80,13 @@ class Storage(Part):
 
 
 class Program(Part):
-    """An ordinary program as a client: started when the `baseline` begins or with the first `migration`, and
-    ended at the `deadline` if it has not ended by itself."""
+    """An ordinary program as a client, started when the `baseline` begins or with the first `migration`. With
+    a `deadline` (from its start) the run waits for its end, and ends it then; without one it is ended with
+    the clients, if it has not ended by itself."""
 
     command: Command
     environment: dict[str, str] = Field(default_factory=dict)
-    deadline_ns: Duration = key("deadline", 60 * 10**9)
+    deadline_ns: Duration | None = key("deadline")
     start: Literal["baseline", "migration"] = "baseline"
 
 
@@ -190,7 +200,38 @@ class Conditions(Part):
     loss: Share = 0.0
     duplicate: Share = 0.0
     reorder: Share = 0.0
-    queue_frames: Annotated[int, Field(strict=True, ge=1, le=10_000_000)] | None = key("queue")
+    queue_frames: Annotated[int, Field(strict=True, ge=1)] | None = key("queue")
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        try:
+            self.of_a_wire()
+        except ConditionsError as error:
+            told = str(error)
+            for name, written in _WRITTEN_CONDITIONS.items():
+                told = told.replace(name, written)
+            raise ValueError(told) from None
+        return self
+
+    def of_a_wire(self, seed: int = 0, lost_announcements: int = 0) -> netns.Conditions:
+        """As the network has them, in one direction. ConditionsError where no link can have them."""
+        return netns.Conditions(
+            rate_bits_per_s=self.rate_bits_per_s,
+            delay_ns=self.delay_ns,
+            jitter_ns=self.jitter_ns,
+            distribution=self.distribution,
+            loss=self.loss,
+            duplication=self.duplicate,
+            reordering=self.reorder,
+            queue_frames=self.queue_frames,
+            lost_announcements=lost_announcements,
+            seed=seed,
+        )
+
+
+def client_addresses(number: int) -> tuple[str, str]:
+    """The addresses of the client of this number, from 1: IPv4 and IPv6."""
+    return f"10.7.0.{100 + number}", f"fd07::{100 + number}"
 
 
 class LinkPart(Conditions):

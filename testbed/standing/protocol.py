@@ -3,16 +3,18 @@
 A connection carries one request after the other; any number of connections may be open. A request has ``do``
 and what it needs. Any number of *progress* messages may come, then exactly one *answer*:
 
-    request    {"do": "ps"}                       who and what is there
+    request    {"do": "ps", "processes": bool}    who and what is there
                {"do": "node", "node"}             the network namespace of a node, where it is now
-               {"do": "migrate", "vm", "to"}      move a guest (null: the only one, and the next host)
-               {"do": "link-set", "link", "direction", "conditions"}   {"do": "link-show", "link"}
-               {"do": "link-reset", "link"}       (null: all links)
-               {"do": "capture", "link", "file", "frames", "duration_s"}
+               {"do": "migrate", "step"}          a step of a scenario; without its verb: the first guest
+               {"do": "link", "step"}             a step that sets or resets the conditions of a link
+               {"do": "figures", "link"}          what was asked of a link and what came of it (null: of all)
+               {"do": "capture", "link", "file", "snap_bytes", "limit_bytes"}
+                                                  until "stop", or the end of the connection
+               {"do": "stop"}                     the end of a capture: its file is written
                {"do": "follow"}                   be told of events, until the lab goes down
                {"do": "down"}                     bring the lab down
     progress   {"say": text}                      a line for a person
-               {"migration": {"source", "target", "number", "of"}}    one is about to begin
+               {"migration": {"source", "target", "number", "of", "vm"}}   one is about to begin
                {"event": {...}}                   a trace event (testbed.measure.trace)
                {"log": bytes}                     events.jsonl is so long now: read it up to there
     answer     {"ok": {...}}                      done; what is in it depends on the request
@@ -34,9 +36,6 @@ from typing import Any
 Message = dict[str, Any]
 
 MOST_BYTES = 1 << 20
-REQUESTS = (
-    "ps", "node", "migrate", "link-set", "link-show", "link-reset", "capture", "follow", "down",
-)  # fmt: skip
 
 
 class ProtocolError(Exception):

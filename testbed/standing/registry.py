@@ -27,7 +27,6 @@ from typing import Any
 
 from testbed.scenario.options import OptionError
 
-DEFAULT_NAME = "lab"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _LOCK, _ENTRY, _SOCKET = "lock", "lab.json", "socket"
 _REGISTRY_LOCK = ".lock"
@@ -46,7 +45,6 @@ class Entry:
     first_pid: int
     started_at: str
     folder: str
-    program: str
     nodes: dict[str, str]
     links: tuple[str, ...]
 
@@ -119,8 +117,8 @@ def claim(name: str) -> Claim:
     with _registry_locked(root):
         if folder.exists() and not _removed_if_dead(folder):
             raise OptionError(
-                f"--name: a lab named {name!r} stands already: use it (testbed ps --name {name}), bring it down "
-                f"(testbed down --name {name}), or give this one another name"
+                f"--name: a lab named {name!r} stands already: use it (testbed ps --name {name}), bring it "
+                f"down (testbed down --name {name}), or give this one another name"
             )
         folder.mkdir(mode=0o700)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -162,7 +160,8 @@ def find(name: str | None) -> Entry:
     if name is None:
         raise OptionError(f"--name: which lab? There are {known}" if known else "no lab stands: testbed up")
     raise OptionError(
-        f"--name: no lab named {name!r} stands; " + (f"there are {known}" if known else "none does: testbed up")
+        f"--name: no lab named {name!r} stands; "
+        + (f"there are {known}" if known else "none does: testbed up")
     )
 
 

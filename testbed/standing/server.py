@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from testbed.standing.inhabitants import inhabitants
 from testbed.standing.life import Life
 from testbed.standing.protocol import Incoming, Message, ProtocolError, Refused, encode
+from testbed.standing.tap import Tap
 
 MOST_CALLERS = 64
 MOST_UNSENT_BYTES = 8 << 20
@@ -103,8 +105,8 @@ class _Teller:
     def say(self, text: str) -> None:
         self._caller.say({"say": text})
 
-    def migration(self, source: str, target: str, number: int, of: int) -> None:
-        told = {"source": source, "target": target, "number": number, "of": of}
+    def migration(self, source: str, target: str, number: int, of: int, vm: str | None = None) -> None:
+        told = {"source": source, "target": target, "number": number, "of": of, "vm": vm}
         self._caller.say({"migration": told})
 
     def event(self, event: dict[str, Any]) -> None:
@@ -119,14 +121,20 @@ class Server:
         self._life = life
         self._listener = listener
         self._callers: list[Caller] = []
+        self._taps: dict[Caller, Tap] = {}
         self._waiting: deque[tuple[Caller, Message]] = deque()
         self._at_once: dict[str, Callable[[Caller, Message], Message | None]] = {
             "ps": self._ps,
             "node": self._node,
             "follow": self._follow,
+            "link": self._link,
+            "figures": self._figures,
+            "capture": self._capture,
+            "stop": self._stop,
             "down": self._down,
         }
         life.attend(listener, self._accept)
+        life.on_event = self.tell_followers
 
     def serve(self) -> Caller | None:
         """Until the lab is to go down; returns who asked for that, to be told when it has."""
@@ -177,6 +185,8 @@ class Server:
         try:
             messages = caller.hear()
         except (OSError, ProtocolError):
+            if caller in self._taps:
+                self._obey(caller, {"do": "stop"})
             self._life.dismiss(caller)
             self._callers.remove(caller)
             self._waiting = deque(one for one in self._waiting if one[0] is not caller)
@@ -213,7 +223,7 @@ class Server:
         """Guests and clients; the processes only if they are asked for, which takes a while."""
         life = self._life
         told: Message = {
-            "program": life.options.program,
+            "programs": {vm.name: vm.guest_program for vm in life.scenario.vms},
             "started_at": life.started_at,
             "folder": str(life.folder),
             "owners": life.owners,
@@ -234,17 +244,49 @@ class Server:
         caller.told_log = self._life.journal.length
         caller.say({"log": caller.told_log})
 
+    def _link(self, _caller: Caller, message: Message) -> Message:
+        return {"links": [one.model_dump() for one in self._life.change_link(_step_in(message))]}
+
+    def _figures(self, _caller: Caller, message: Message) -> Message:
+        link = None if message.get("link") is None else str(message["link"])
+        return {"links": [one.model_dump() for one in self._life.figures(link)]}
+
+    def _capture(self, caller: Caller, message: Message) -> None:
+        """Captures until the caller says "stop", or is gone."""
+        if caller in self._taps:
+            raise Refused(f"{self._taps[caller].link} is being captured for you already", _WRONG_REQUEST)
+        link, file, snap = str(message.get("link")), Path(str(message.get("file"))), message.get("snap_bytes")
+        limit = int(message.get("limit_bytes") or 0)
+        self._taps[caller] = self._life.tap(link, file, None if snap is None else int(snap), limit)
+        caller.say({"say": f"capturing {link}"})
+
+    def _stop(self, caller: Caller, _message: Message) -> Message:
+        if caller not in self._taps:
+            raise Refused("nothing is being captured for you", _WRONG_REQUEST)
+        return self._life.untap(self._taps.pop(caller))
+
+    def end_captures(self) -> None:
+        """The lab goes down: what has been captured is written."""
+        for caller in list(self._taps):
+            self._obey(caller, {"do": "stop"})
+
     def _down(self, caller: Caller, _message: Message) -> None:
         raise GoingDown(caller)
 
     def _migrate(self, caller: Caller, message: Message) -> None:
-        vm, to = (None if message.get(key) is None else str(message[key]) for key in ("vm", "to"))
         try:
-            result, folder = self._life.migrate(vm, to, _Teller(caller))
+            result, folder = self._life.migrate(_step_in(message), _Teller(caller))
         except Refused as refused:
             caller.say(_error(str(refused), refused.status))
         else:
             caller.say({"ok": {"folder": str(folder), "outcome": result.outcome}})
+
+
+def _step_in(message: Message) -> Message:
+    step = message.get("step")
+    if not isinstance(step, dict):
+        raise Refused("a step is an object", _WRONG_REQUEST)
+    return step
 
 
 def _error(text: str, status: int) -> Message:

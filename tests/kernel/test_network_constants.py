@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from netns import packet
+from netns import block_ring, packet
 from testbed.kernel import netlink
 from tests.conftest import require
 
@@ -49,6 +49,9 @@ SIZES = {
     "struct sock_fprog": packet._SOCK_FPROG.size,
     "struct tpacket_req": packet._TPACKET_REQ.size,
     "struct tpacket_stats": packet._TPACKET_STATS.size,
+    "struct tpacket_req3": block_ring._TPACKET_REQ3.size,
+    "struct tpacket_stats_v3": block_ring._TPACKET_STATS_V3.size,
+    "struct tpacket3_hdr": block_ring._TPACKET3_HDR.size,
     "struct virtio_net_hdr": packet.VNET_HEADER.size,
 }
 
@@ -62,6 +65,7 @@ def constants(module: ModuleType) -> dict[str, int]:
 
 
 OURS = {**constants(netlink), **constants(packet), **SIZES, "tp_nsec": 20, "tp_mac": 12}
+OURS |= {"v3 tp_mac": 24, "v3 hv1.tp_vlan_tci": 32, "block block_status": 8, "block blk_len": 20}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,10 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         expression = INSTRUCTIONS.get(name, name)
         if name.startswith("struct "):
             expression = f"sizeof({name})"
+        elif name.startswith("v3 "):
+            expression = f"offsetof(struct tpacket3_hdr, {name.removeprefix('v3 ')})"
+        elif name.startswith("block "):
+            expression = f"offsetof(struct tpacket_block_desc, hdr.bh1.{name.removeprefix('block ')})"
         elif name.startswith("tp_"):
             expression = f"offsetof(struct tpacket2_hdr, {name})"
         lines.append(f'printf("{name}=%lu\\n", (unsigned long) (unsigned int) ({expression}));')

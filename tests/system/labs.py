@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed.experiment.run import run
+from testbed.experiment.run import run_options
 from testbed.lab.lab import PRELOAD
 from testbed.measure.result import Result
 from testbed.scenario.options import Options
@@ -34,7 +34,7 @@ class Witness:
 
     def say(self, text: str) -> None: ...
 
-    def migration(self, source: str, target: str, number: int, of: int) -> None: ...
+    def migration(self, source: str, target: str, number: int, of: int, vm: str | None = None) -> None: ...
 
     def event(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -42,7 +42,7 @@ class Witness:
 
 def migrate(folder: Path, witness: Witness | None = None, **options: Any) -> Result:
     """Run :data:`SMALL` with `options` changed; the result. The repository is on the guest's import path."""
-    return run(replace(SMALL, **options), "test", folder, witness or Witness(), [str(REPOSITORY)])
+    return run_options(replace(SMALL, **options), "test", folder, witness or Witness(), [str(REPOSITORY)])
 
 
 def failed_checks(result: Result) -> list[str]:

@@ -193,7 +193,7 @@ def test_a_ledger_tells_what_was_acknowledged_and_holds_the_store_to_it() -> Non
     clients = outcome.clients({f"client{number}": summary([1], [1], **LEDGER) for number in (1, 2)})
     assert clients.acknowledged == 18
     assert clients.writes_lost == clients.writes_phantom == clients.ledgers_unsettled == 0
-    (check,) = [one for one in judge([GOOD], clients, (), hold=True) if "acknowledged" in one.name]
+    (check,) = [one for one in judge([GOOD], clients, (), ) if "acknowledged" in one.name]
     assert check.passed
     assert "of 18 acknowledged" in check.detail
 

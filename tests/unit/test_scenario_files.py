@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.scenario.files import ScenarioError, found, load, on_shelf, parse, read
+from testbed.scenario import shelf
+from testbed.scenario.files import ScenarioError, found, load, parse, read
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import SCHEMA_FILE, Scenario, schema
 from testbed.scenario.options import Options
@@ -263,7 +264,7 @@ def test_a_word_is_a_file_or_a_scenario_of_the_shelf(tmp_path: Path) -> None:
 # ---- the shelf, the schema, and back
 
 
-@pytest.mark.parametrize("path", on_shelf(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shelf.paths(), ids=lambda path: path.stem)
 def test_every_scenario_of_the_shelf_can_be_run_and_says_what_it_is(path: Path) -> None:
     made = load(path)
     assert made.name == path.stem

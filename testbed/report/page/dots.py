@@ -1,14 +1,14 @@
 """Requests as dots: when each began, how long it waited. Pure.
 
-Up to MOST_DOTS of a run are all told. Beyond that some are told one by one, and all others as counts in a grid
-of time and length. Told one by one are, in this order: in each column of time the longest and the shortest
-wait of each client; those that no answer ended; those near a blackout; then the longest. So no extreme is ever
-only a count, and dots and counts together are all requests, each once.
+Up to MOST_DOTS of a run are all told. Beyond that some are told one by one, and all others as counts in a
+grid of time and length. Told one by one are, in this order: in each column of time the longest and the
+shortest wait of each client; those that no answer ended; those near a blackout; then the longest. So no
+extreme is ever only a count, and dots and counts together are all requests, each once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Requests:
-    """Parallel arrays, one entry a wait of some client: its begin, end and length, who waited (`client` numbers
-    the names, `probe` and `connection` are that client's), and whether an answer ended it."""
+    """Parallel arrays, one entry a wait of some client: its begin, end and length, who waited (`client`
+    numbers the names, `probe` and `connection` are that client's), and whether an answer ended it."""
 
     names: tuple[str, ...]
     kinds: tuple[tuple[str, ...], ...]
@@ -53,8 +53,8 @@ class Requests:
 
 @dataclass(frozen=True)
 class Density:
-    """How many requests that are no dots lie in each cell that has any: `column` of COLUMNS over the run's time,
-    `row` of ROWS over the length (ROWS_PER_DECADE from SHORTEST_MS on), `client`."""
+    """How many requests that are no dots lie in each cell that has any: `column` of COLUMNS over the run's
+    time, `row` of ROWS over the length (ROWS_PER_DECADE from SHORTEST_MS on), `client`."""
 
     column: NDArray[np.uint16]
     row: NDArray[np.uint8]
@@ -63,8 +63,9 @@ class Density:
 
 
 def of_client(arrays: dict[str, Any], kinds: Sequence[str]) -> tuple[list[Waits], list[Mask], list[int]]:
-    """The waits of each probe of one client, as its kind counts them; which were answered; the probe's number.
-    A probe that sends at intervals (open-loop) waits between deliveries, each other one for its answer.
+    """The waits of each probe of one client, as its kind counts them; which were answered; the probe's
+    number. A probe that sends at intervals (open-loop) waits between deliveries, each other one for its
+    answer.
     """
     numbers = arrays.get("probe", np.zeros(len(arrays["sent_ns"]), np.int64))
     told = arrays.get("answered", np.ones(len(numbers), np.bool_))
@@ -95,7 +96,7 @@ def _interval(sent_ns: Integers, connection: NDArray[Any]) -> int:
     return int(np.median(apart)) if len(apart) else 1
 
 
-def gather(samples: dict[str, dict[str, Any]], kinds: dict[str, Sequence[str]]) -> Requests:
+def gather(samples: dict[str, dict[str, Any]], kinds: Mapping[str, Sequence[str]]) -> Requests:
     """All requests of all clients, in the order of their begin."""
     names = tuple(sorted(samples, key=natural))
     parts: list[tuple[Waits, Mask, int, int]] = []
@@ -135,7 +136,11 @@ def sort_out(
     if len(requests) <= most:
         return np.arange(len(requests)), density(requests, np.zeros(len(requests), np.bool_), span)
     chosen = _extremes(requests, span, max(1, min(EXTREME_COLUMNS, most // (4 * len(requests.names)))))
-    for candidates in (np.flatnonzero(~requests.answered), _near(requests, blackouts), _longest(requests, most)):
+    for candidates in (
+        np.flatnonzero(~requests.answered),
+        _near(requests, blackouts),
+        _longest(requests, most),
+    ):
         room = most - int(chosen.sum())
         fresh = candidates[~chosen[candidates]][: max(room, 0)]
         chosen[fresh] = True

@@ -78,8 +78,8 @@ def _read_result(path: Path, missing: list[str]) -> dict[str, Any] | None:
     version = result.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         missing.append(
-            f"{RESULT} is of schema {version}, this testbed knows up to {SCHEMA_VERSION}: what is new in it is "
-            "not shown."
+            f"{RESULT} is of schema {version}, this testbed knows up to {SCHEMA_VERSION}: what is new in it "
+            "is not shown."
         )
     return result
 
@@ -115,8 +115,8 @@ def _chunks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
 
 
 def _parsed(lines: list[bytes]) -> tuple[list[Event], int]:
-    """The events of the lines, and how many lines are none. All at once, which is what makes a million bearable;
-    one by one only where that fails."""
+    """The events of the lines, and how many lines are none. All at once, which is what makes a million
+    bearable; one by one only where that fails."""
     try:
         found = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
@@ -164,7 +164,9 @@ def _tell_absent_clients(
     rows = _of(result or {}, "clients", "each")
     named = {str(row.get("client")) for row in rows if isinstance(row, dict)} if rows else set()
     named |= {one["source"] for one in events.of("probes-begin")}
-    untold = sorted(one for one in named - samples.keys() if not any(f"{one}.npz" in line for line in missing))
+    untold = sorted(
+        one for one in named - samples.keys() if not any(f"{one}.npz" in line for line in missing)
+    )
     if untold:
         missing.append(f"No samples of {', '.join(untold)}: their requests are not shown one by one.")
 

@@ -1,7 +1,7 @@
 """Data for the page's scripts: numbers packed so that a million of them fit. Pure.
 
-Times are microseconds from the run's origin. Arrays are base64 of little-endian numbers, `{"type": "u32", "data":
-"..."}`; a time that may not fit into 32 bits of microseconds is packed in coarser `unit_us`.
+Times are microseconds from the run's origin. Arrays are base64 of little-endian numbers, `{"type": "u32",
+"data": "..."}`; a time that may not fit into 32 bits of microseconds is packed in coarser `unit_us`.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ def requests(all_: Requests, chosen: NDArray[np.int64], rest: Density, clock: Cl
     }
 
 
-def moves(found: Sequence[story.Move], clock: Clock) -> list[dict[str, Any]]:
-    """Every migration for the timeline and the replay."""
-    maps = Maps([one["map"] for move in found for one in story.rounds(move) if isinstance(one.get("map"), str)])
-    return [_move(move, clock, maps) for move in found]
+def moves(found: Sequence[story.Move], learned: Sequence[Event], clock: Clock) -> list[dict[str, Any]]:
+    """Every migration for the timeline and the replay. `learned` are the events of forwarding tables."""
+    maps = Maps(
+        [one["map"] for move in found for one in story.rounds(move) if isinstance(one.get("map"), str)]
+    )
+    return [_move(move, clock, maps) | {"learned": _learned(move, found, learned, clock)} for move in found]
 
 
 def _move(move: story.Move, clock: Clock, maps: Maps) -> dict[str, Any]:
@@ -103,26 +105,54 @@ def _move(move: story.Move, clock: Clock, maps: Maps) -> dict[str, Any]:
         "resume": us(move.resume_ns),
         "deleted": told.get("deleted"),
         "phases": [
-            [one["host"], one["phase"], us(one["begin_ns"]), us(one["end_ns"]), one["error"]] for one in story.phases(move)
+            [one["host"], one["phase"], us(one["begin_ns"]), us(one["end_ns"]), one["error"]]
+            for one in story.phases(move)
         ],
         "marks": [
-            [one.get("name"), story.host_of(one), us(one["t_ns"]), {key: one[key] for key in MARK_FIELDS if key in one}]
+            [
+                one.get("name"),
+                story.host_of(one),
+                us(one["t_ns"]),
+                {key: one[key] for key in MARK_FIELDS if key in one},
+            ]
             for one in marks
         ],
         "rounds": [_round(one, clock, maps) for one in story.rounds(move)],
         "announced": sorted(
-            us(one["t_ns"]) or 0.0
+            [us(one["t_ns"]) or 0.0, story.host_of(one)]
             for one in move.events
             if one["event"] == "announced" or (one["event"] == "mark" and one.get("name") == "announced")
         ),
-        "relearned": None if relearned_ms is None or pause_ns is None else us(pause_ns + int(relearned_ms * 1e6)),
-        "lun": [[us(one["t_ns"]), one.get("way"), one.get("bytes"), one.get("of_bytes")]
-                for one in move.events if one["event"] == "lun"],
+        "relearned": None
+        if relearned_ms is None or pause_ns is None
+        else us(pause_ns + int(relearned_ms * 1e6)),
+        "lun": [
+            [us(one["t_ns"]), one.get("way"), one.get("bytes"), one.get("of_bytes")]
+            for one in move.events
+            if one["event"] == "lun"
+        ],
         "held": network.get("frames_held"),
         "released": network.get("frames_released"),
         "dropped": network.get("frames_dropped"),
         "parts": told.get("blackout_parts_ms") or {},
     }
+
+
+def _learned(
+    move: story.Move, found: Sequence[story.Move], learned: Sequence[Event], clock: Clock
+) -> list[list[Any]]:
+    """When the switch's entry of this guest came to point where, from this migration's begin to the next
+    one's."""
+    later = [one.begin_ns for one in found if one.vm == move.vm and one.begin_ns > move.begin_ns]
+    until_ns = min(later, default=clock.end_ns + 1)
+    return [
+        [clock.us(one["t_ns"]), one.get("port")]
+        for one in learned
+        if one["source"] == "switch"
+        and not one.get("gone")
+        and story.vm_of(one) in (move.vm, None)
+        and move.begin_ns <= one["t_ns"] < until_ns
+    ]
 
 
 def _round(one: Event, clock: Clock, maps: Maps) -> dict[str, Any]:
@@ -151,8 +181,8 @@ class Maps:
             size //= 4
 
     def packed(self, text: str) -> dict[str, Any] | None:
-        """`cells` in all, and their `runs`: pairs of a value and how often it comes. None where the text is no
-        map."""
+        """`cells` in all, and their `runs`: pairs of a value and how often it comes. None where the text is
+        no map."""
         try:
             cells = page_map.decode(text)
         except ValueError:
@@ -175,8 +205,8 @@ def merge(cells: page_map.Cells, factor: int) -> page_map.Cells:
 
 
 def others(events: Events, clock: Clock) -> list[dict[str, Any]]:
-    """What else was recorded, kind by kind: `[t, source, text]` of each, or, of a kind with very many, how many in
-    each of COUNT_COLUMNS columns of time."""
+    """What else was recorded, kind by kind: `[t, source, text]` of each, or, of a kind with very many, how
+    many in each of COUNT_COLUMNS columns of time."""
     found = []
     for name, kind in sorted(events.kinds.items()):
         if name in STORY:
@@ -195,5 +225,9 @@ def others(events: Events, clock: Clock) -> list[dict[str, Any]]:
 
 def text_of(event: Event) -> str:
     """What an event says beside its kind, in a line."""
-    words = [f"{key} {value}" for key, value in event.items() if key not in ("t_ns", "source", "event") and value != ""]
+    words = [
+        f"{key} {value}"
+        for key, value in event.items()
+        if key not in ("t_ns", "source", "event") and value != ""
+    ]
     return ", ".join(words)[:200]

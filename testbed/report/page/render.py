@@ -10,13 +10,24 @@ from typing import Any
 
 from testbed.report.page import folder as run_folder
 from testbed.report.page.folder import NotARun
-from testbed.report.page.view import Table, View, view
+from testbed.report.page.tables import Table
+from testbed.report.page.view import View, view
 from testbed.report.page.words import DEFINITIONS
 
 PAGE = "report.html"
 COMPARISON = "comparison.json"
 PARTS = Path(__file__).with_name("parts")
-SCRIPTS = ("base.js", "requests.js", "rows.js", "timeline.js", "warp.js", "film.js", "stage.js", "replay.js", "page.js")
+SCRIPTS = (
+    "base.js",
+    "requests.js",
+    "rows.js",
+    "timeline.js",
+    "warp.js",
+    "film.js",
+    "stage.js",
+    "replay.js",
+    "page.js",
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,9 @@ class Beside:
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Make the page of these runs and say where it is: ``report.html`` in the folder of one run or comparison, in
-    the folder that has all of several, or `out`. Raises NotARun, and OSError where it cannot be written.
+    """Make the page of these runs and say where it is: ``report.html`` in the folder of one run or
+    comparison, in the folder that has all of several, or `out`. Raises NotARun, and OSError where it cannot
+    be written.
     """
     text = page(folders)
     path = out or _common(folders) / PAGE
@@ -73,7 +85,9 @@ def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
 
 def _beside(told: dict[str, Any], names: list[str]) -> Beside:
     sentences = [
-        str(one.get("sentence")) for one in told.get("differences", []) if isinstance(one, dict) and one.get("real")
+        str(one.get("sentence"))
+        for one in told.get("differences", [])
+        if isinstance(one, dict) and one.get("real")
     ]
     variants = [one for one in told.get("variants", []) if isinstance(one, dict)]
     title = f"{' and '.join(str(one.get('label')) for one in variants)}, {told.get('repeats')} runs each"
@@ -98,14 +112,22 @@ def _medians(variants: Sequence[dict[str, Any]]) -> Table:
         show = shows[key].show if key in shows else str
         noun = shows[key].noun if key in shows else key
         rows.append([noun, *(cell(one.get("figures", {}).get(key), show) for one in variants)])
-    return Table("Medians, with the lowest and the highest run", ["", *(str(one.get("label")) for one in variants)], rows)
+    return Table(
+        "Medians, with the lowest and the highest run",
+        ["", *(str(one.get("label")) for one in variants)],
+        rows,
+    )
 
 
 def _rendered(views: Sequence[View], beside: Beside) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     keys = list(dict.fromkeys(key for one in views for key in one.summary))
     names = beside.names or [one.name for one in views]

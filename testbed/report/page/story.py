@@ -1,8 +1,8 @@
 """From events to migrations: who did what when. Pure.
 
 Several migrations may follow one another or, of different guests, go on at once. Events of a guest that has a
-name carry it (`vm`, or after the host's name: ``host-a:vm2``); a guest's next migration begins when a host that
-has set one up sets up another, or when both had.
+name carry it (`vm`, or after the host's name: ``host-a:vm2``); a guest's next migration begins when a host
+that has set one up sets up another, or when both had.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Move:
         """By the result; else who sent pages, or was asked to pause; else who began."""
         if self.told.get("source"):
             return str(self.told["source"])
-        senders = [one for one in self.events if one["event"] in ("round", "pages") or _is_mark(one, "paused")]
+        senders = [
+            one for one in self.events if one["event"] in ("round", "pages") or _is_mark(one, "paused")
+        ]
         return host_of(senders[0]) if senders else next(iter(self.hosts), "the source")
 
     @property
@@ -124,7 +126,8 @@ def _match(found: Sequence[Move], told: Sequence[dict[str, Any]]) -> None:
 
 
 def phases(move: Move) -> list[dict[str, Any]]:
-    """`host`, `phase`, `begin_ns`, `end_ns` (None: it never ended) and `error`, in the order of their begin."""
+    """`host`, `phase`, `begin_ns`, `end_ns` (None: it never ended) and `error`, in the order of their
+    begin."""
     open_: dict[tuple[str, str], dict[str, Any]] = {}
     found = []
     for event in move.events:
@@ -132,7 +135,13 @@ def phases(move: Move) -> list[dict[str, Any]]:
             continue
         key = (host_of(event), str(event.get("phase")))
         if event["event"] == "begin":
-            open_[key] = {"host": key[0], "phase": key[1], "begin_ns": event["t_ns"], "end_ns": None, "error": None}
+            open_[key] = {
+                "host": key[0],
+                "phase": key[1],
+                "begin_ns": event["t_ns"],
+                "end_ns": None,
+                "error": None,
+            }
             found.append(open_[key])
         elif key in open_:
             open_.pop(key).update(end_ns=event["t_ns"], error=event.get("error"))
@@ -156,5 +165,14 @@ def rounds(move: Move) -> list[dict[str, Any]]:
     sent_ns = move.mark("pages-sent")
     if last and sent_ns is not None:
         begin_ns = last.get("begin_ns", move.mark("cut") or move.pause_ns or sent_ns)
-        found.append({"number": len(found) + 1, "pages": 0, **last, "begin_ns": begin_ns, "end_ns": sent_ns, "last": True})
+        found.append(
+            {
+                "number": len(found) + 1,
+                "pages": 0,
+                **last,
+                "begin_ns": begin_ns,
+                "end_ns": sent_ns,
+                "last": True,
+            }
+        )
     return found

@@ -1,5 +1,5 @@
-"""One run as the page shows it: sentences, tables, pictures, and the data of what moves. Pure: a run folder that
-was read in, a :class:`View` out."""
+"""One run as the page shows it: sentences, tables, pictures, and the data of what moves. Pure: a run folder
+that was read in, a :class:`View` out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from testbed.measure.continuity import Window
-from testbed.report.page import charts, dots, packed, story, words
+from testbed.report.page import charts, dots, packed, story, tables, words
 from testbed.report.page.folder import RunFolder
+from testbed.report.page.tables import Table
 from testbed.scenario.units import format_ms, format_size
-
-Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,6 @@ class Figure:
     value: str
     beside: str
     good: bool | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """`title`, names of the columns, rows; `note` stands below. The first column is text, the others figures
-    where `figures` says so."""
-
-    title: str
-    columns: list[str]
-    rows: Rows
-    note: str = ""
-    figures: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,13 +86,13 @@ def view(folder: RunFolder) -> View:
         passed=passed,
         figures=_figures(result),
         missing=folder.missing,
-        moves=[_move(move, result or {}, len(moves)) for move in moves],
+        moves=[_move(move, result or {}) for move in moves],
         strips=charts.wait_strips(_strips(result, requests, moves)),
-        clients=_clients(result),
-        network=_network(result, folder),
+        clients=tables.clients(result),
+        network=tables.network(result),
         checks=[(bool(one.get("passed")), *words.check(one)) for one in (result or {}).get("checks") or []],
-        asked=_options(result),
-        environment=_environment(result),
+        asked=tables.options(result),
+        environment=tables.environment(result),
         logs=folder.logs,
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         summary=summary(result),
@@ -114,7 +101,9 @@ def view(folder: RunFolder) -> View:
 
 def _clock(folder: RunFolder, requests: dots.Requests) -> packed.Clock:
     begins = [one for one in (folder.events.begin_ns, *requests.begin_ns[:1].tolist()) if one is not None]
-    ends = [one for one in (folder.events.end_ns, int(requests.end_ns.max(initial=0)) or None) if one is not None]
+    ends = [
+        one for one in (folder.events.end_ns, int(requests.end_ns.max(initial=0)) or None) if one is not None
+    ]
     return packed.Clock(min(begins, default=0), max(ends, default=1))
 
 
@@ -124,7 +113,7 @@ def _data(
     blackouts = [(one.pause_ns, one.resume_ns or one.pause_ns) for one in moves if one.pause_ns is not None]
     chosen, rest = dots.sort_out(requests, blackouts, (clock.begin_ns, clock.end_ns))
     result = folder.result or {}
-    told = packed.moves(moves, clock)
+    told = packed.moves(moves, folder.events.of("forwarding"), clock)
     return {
         "name": folder.name,
         "span": clock.us(clock.end_ns),
@@ -144,14 +133,17 @@ def topology(folder: RunFolder, moves: Sequence[story.Move]) -> dict[str, Any]:
     result = folder.result or {}
     scenario, options = result.get("scenario") or {}, result.get("options") or {}
     hosts = scenario.get("hosts") or [host for move in moves for host in (move.source, move.target)]
-    named = {one.get("name"): one for one in _dicts(scenario.get("clients") or scenario.get("client"))}
-    rows = _dicts((result.get("clients") or {}).get("each"))
+    named = {one.get("name"): one for one in tables.dicts(scenario.get("clients") or scenario.get("client"))}
+    rows = tables.dicts((result.get("clients") or {}).get("each"))
     clients = {*folder.samples, *(str(one.get("client")) for one in rows)}
     on = {name: (named.get(name) or {}).get("on") for name in clients}
-    storage = bool(options.get("disk_bytes")) or result.get("mode") == "quick" or bool(scenario.get("storage"))
+    disks = [options, *tables.dicts(scenario.get("vms") or scenario.get("vm"))]
+    storage = result.get("mode") == "quick" or any(one.get("disk_bytes") or one.get("disk") for one in disks)
     return {
         "hosts": sorted(dict.fromkeys(str(host) for host in hosts)) or ["host-a", "host-b"],
-        "clients": [[name, host if host in hosts else None] for name, host in sorted(on.items(), key=_natural)],
+        "clients": [
+            [name, host if host in hosts else None] for name, host in sorted(on.items(), key=_natural)
+        ],
         "storage": storage,
     }
 
@@ -160,22 +152,23 @@ def _natural(item: tuple[str, Any]) -> tuple[str, int]:
     return dots.natural(item[0])
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value or [] if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def _kinds(folder: RunFolder) -> dict[str, list[str]]:
-    """The kind of each probe of each client: as its samples tell, else (of an older run) by the result's rows, of
-    which each connection has one in the order of probes."""
+    """The kind of each probe of each client: as its samples tell, else (of an older run) by the result's
+    rows, of which each connection has one in the order of probes."""
     return {
-        client: [str(one) for one in arrays["kinds"]] if "kinds" in arrays else _kinds_by_rows(folder, client, arrays)
+        client: [str(one) for one in arrays["kinds"]]
+        if "kinds" in arrays
+        else _kinds_by_rows(folder, client, arrays)
         for client, arrays in folder.samples.items()
     }
 
 
 def _kinds_by_rows(folder: RunFolder, client: str, arrays: Mapping[str, Any]) -> list[str]:
-    rows = [str(one.get("probe")) for one in _dicts(((folder.result or {}).get("clients") or {}).get("each"))
-            if one.get("client") == client]
+    rows = [
+        str(one.get("probe"))
+        for one in tables.dicts(((folder.result or {}).get("clients") or {}).get("each"))
+        if one.get("client") == client
+    ]
     numbers = arrays.get("probe", np.zeros(1, np.int64))
     kinds = []
     for number in range(int(numbers.max(initial=0)) + 1):
@@ -191,7 +184,9 @@ def _subtitle(folder: RunFolder) -> str:
     clients = result.get("clients") or {}
     parts = [str(result.get("started_at") or "")[:16].replace("T", " ")]
     if clients.get("requests"):
-        parts.append(f"{clients['requests']:,} requests over {clients['connections']:,} connections meanwhile")
+        parts.append(
+            f"{clients['requests']:,} requests over {clients['connections']:,} connections meanwhile"
+        )
     parts.append(folder.name)
     return " · ".join(part for part in parts if part)
 
@@ -205,20 +200,32 @@ def _figures(result: Mapping[str, Any] | None) -> list[Figure]:
     blackout = result.get("blackout_ms")
     several = len(result.get("migrations") or []) > 1
     of = "the longest of all: " if several else ""
-    lost = sum(int(clients.get(key) or 0) for key in
-               ("broken", "resets", "failed_connects", "bytes_lost", "bytes_duplicated", "bytes_corrupted", "writes_lost"))
+    lost = sum(
+        int(clients.get(key) or 0)
+        for key in (
+            "broken",
+            "resets",
+            "failed_connects",
+            "bytes_lost",
+            "bytes_duplicated",
+            "bytes_corrupted",
+            "writes_lost",
+        )
+    )
     return [
         Figure("Blackout", "none" if blackout is None else format_ms(blackout), f"{of}the guest stood still"),
         Figure(
             "Longest wait of a client",
             "-" if longest is None else format_ms(longest),
-            "without a migration not known" if normally is None else f"without a migration {format_ms(normally)}",
+            "without a migration not known"
+            if normally is None
+            else f"without a migration {format_ms(normally)}",
         ),
         Figure("Broken or lost", f"{lost:,}", "connections, connects, bytes, writes", lost == 0),
     ]
 
 
-def _move(move: story.Move, result: Mapping[str, Any], of: int) -> MoveView:
+def _move(move: story.Move, result: Mapping[str, Any]) -> MoveView:
     told = move.told
     parts = {str(key): float(value) for key, value in (told.get("blackout_parts_ms") or {}).items()}
     blackout = told.get("blackout_ms")
@@ -226,7 +233,9 @@ def _move(move: story.Move, result: Mapping[str, Any], of: int) -> MoveView:
     if blackout is None and pause_ns is not None and resume_ns is not None:
         blackout = (resume_ns - pause_ns) / 1e6
     vm = f"{move.vm}: " if move.vm else ""
-    decisions = [str(one.get("reason")) for one in move.events if one["event"] == "round" and one.get("reason")]
+    decisions = [
+        str(one.get("reason")) for one in move.events if one["event"] == "round" and one.get("reason")
+    ]
     return MoveView(
         label=f"{vm}{move.source} → {move.target}",
         outcome=move.outcome,
@@ -234,10 +243,10 @@ def _move(move: story.Move, result: Mapping[str, Any], of: int) -> MoveView:
         blackout="" if blackout is None else format_ms(blackout),
         bar=charts.blackout_bar(parts, float(blackout or 0.0)),
         parts=[(name, format_ms(ms)) for name, ms in parts.items()],
-        rounds=_rounds(move),
+        rounds=tables.rounds(move),
         rounds_chart=charts.rounds_chart(_rates(move), _bandwidth(result)),
         decision=decisions[-1] if decisions else "",
-        predicted=_predicted(told),
+        predicted=tables.predicted(told),
     )
 
 
@@ -248,50 +257,21 @@ def _bandwidth(result: Mapping[str, Any]) -> float | None:
     return min((float(one) for one in limits if one), default=None)
 
 
-def _rounds(move: story.Move) -> Table:
-    rows = []
-    for one in story.rounds(move):
-        facts = words.round_facts(one, None)
-        name = "last pages" if one["last"] else str(one.get("number"))
-        rows.append([name, *(facts[key] for key in ("pages", "zero", "bytes", "took", "rate", "dirtied"))])
-    columns = ["round", "pages", "of them zero", "on the wire", "took", "rate", "dirtied meanwhile"]
-    return Table("Rounds", columns, rows)
-
-
 def _rates(move: story.Move) -> list[dict[str, float]]:
-    """Of each round the rate at which it copied, and that at which pages were dirtied until the tracker was asked
-    again (bit/s of page data)."""
+    """Of each round the rate at which it copied, and that at which pages were dirtied until the tracker was
+    asked again (bit/s of page data)."""
     found = []
     for one in (one for one in story.rounds(move) if not one["last"]):
         seconds = max((one["end_ns"] - one["begin_ns"]) / 1e9, 1e-9)
-        found.append({
-            "number": float(one.get("number") or 0),
-            "ms": seconds * 1e3,
-            "rate": float(one.get("bytes") or 0) * 8 / seconds,
-            "dirty": float(one.get("dirty_pages") or 0) * 4096 * 8 / seconds,
-        })
+        found.append(
+            {
+                "number": float(one.get("number") or 0),
+                "ms": seconds * 1e3,
+                "rate": float(one.get("bytes") or 0) * 8 / seconds,
+                "dirty": float(one.get("dirty_pages") or 0) * 4096 * 8 / seconds,
+            }
+        )
     return found
-
-
-def _predicted(told: Mapping[str, Any]) -> Table | None:
-    """Predicted beside measured, of whatever the prediction names and the migration measured."""
-    predicted = told.get("predicted")
-    if not isinstance(predicted, Mapping):
-        return None
-    measured = {
-        "rounds": len(told.get("rounds") or []),
-        "transferred_bytes": (told.get("ram") or {}).get("transferred_bytes"),
-        "total_ms": told.get("total_ms"),
-        "blackout_ms": told.get("blackout_ms"),
-    }
-    rows = []
-    for key, found in measured.items():
-        guess = predicted.get(key)
-        guess = len(guess) if isinstance(guess, list) else guess
-        if isinstance(guess, int | float) and found is not None:
-            name, shown = words.option(key, guess)
-            rows.append([name, shown, words.option(key, found)[1]])
-    return Table("Predicted and measured", ["", "predicted", "measured"], rows) if rows else None
 
 
 def _strips(
@@ -301,17 +281,21 @@ def _strips(
     migrations; without samples there is only the longest, as the result tells it."""
     quiet = _quiet(requests, moves)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in _dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in tables.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     strips = []
     names = list(requests.names) or sorted({client for client, _ in groups}, key=dots.natural)
-    for (client, probe), rows in sorted(groups.items(), key=lambda item: (dots.natural(item[0][0]), item[0][1])):
+    for (client, probe), rows in sorted(
+        groups.items(), key=lambda item: (dots.natural(item[0][0]), item[0][1])
+    ):
         during = [float(row["longest_wait_ms"]) for row in rows if row.get("longest_wait_ms") is not None]
         floors = [float(row["baseline_wait_ms"]) for row in rows if row.get("baseline_wait_ms") is not None]
         normal = {"max": max(floors)} if floors else {}
         if client in names:
             normal |= _percentiles(requests, quiet, names.index(client), probe)
-        strips.append(charts.Strip(f"{client} {probe}", names.index(client) if client in names else 0, normal, during))
+        strips.append(
+            charts.Strip(f"{client} {probe}", names.index(client) if client in names else 0, normal, during)
+        )
     return strips
 
 
@@ -332,84 +316,6 @@ def _percentiles(requests: dots.Requests, quiet: Any, client: int, probe: str) -
         return {}
     p50, p99 = np.quantile(chosen, (0.5, 0.99), method="inverted_cdf") / 1e6
     return {"p50": max(float(p50), dots.SHORTEST_MS), "p99": max(float(p99), dots.SHORTEST_MS)}
-
-
-def _clients(result: Mapping[str, Any] | None) -> Table | None:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in _dicts(((result or {}).get("clients") or {}).get("each")):
-        groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
-    if not groups:
-        return None
-
-    def most(rows: list[dict[str, Any]], key: str) -> str:
-        known = [float(row[key]) for row in rows if row.get(key) is not None]
-        return format_ms(max(known)) if known else "-"
-
-    rows = [
-        [
-            f"{client} {probe}",
-            str(len(rows)) if probe != "churn" else "-",
-            f"{sum(int(row.get('requests') or 0) for row in rows):,}",
-            most(rows, "longest_wait_ms"),
-            most(rows, "baseline_wait_ms"),
-            str(sum(int(row.get("retransmits") or 0) for row in rows)),
-            str(sum(row.get("broken") is not None for row in rows)),
-        ]
-        for (client, probe), rows in sorted(groups.items(), key=lambda item: (dots.natural(item[0][0]), item[0][1]))
-    ]
-    columns = ["client and probe", "connections", "requests", "longest wait", "normally", "resent", "broken"]
-    return Table("Every client", columns, rows)
-
-
-def _network(result: Mapping[str, Any] | None, folder: RunFolder) -> list[Table]:
-    found = result or {}
-    network = found.get("network") or {}
-    rows = [[key.removesuffix("_ms").replace("_", " "), "-" if value is None else
-             format_ms(float(value)) + " after the pause" if key.endswith("_ms") else f"{value:,}"]
-            for key, value in network.items() if isinstance(value, int | float) or value is None]
-    if found.get("network_gap_ms") is not None:
-        rows.insert(0, ["silence on the wire", format_ms(float(found["network_gap_ms"]))])
-    tables = [Table("What the network saw", ["", ""], rows)] if rows else []
-    for key, title in (("tables", "When the network's tables changed"), ("links", "Links, as asked and as measured"),
-                       ("programs", "Programs of the clients"), ("captures", "Captures")):
-        if entries := _dicts(found.get(key)):
-            tables.append(_of_entries(title, entries))
-    return tables
-
-
-MOST_ROWS = 60
-
-
-def _of_entries(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of whatever the entries tell; a column that no entry fills is left out."""
-    flat = [_flat(one) for one in entries]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one)
-            if any(one.get(key) not in (None, "", [], {}) for one in flat)]
-    rows = [[words.option(key, one.get(key))[1] for key in keys] for one in flat[:MOST_ROWS]]
-    note = f"The first {MOST_ROWS} of {len(flat)}." if len(flat) > MOST_ROWS else ""
-    return Table(title, [words.option(key, 0)[0] for key in keys], rows, note, figures=False)
-
-
-def _flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key} ")
-        else:
-            found[prefix + key] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return found
-
-
-def _options(result: Mapping[str, Any] | None) -> Table | None:
-    options = (result or {}).get("options") or {}
-    rows = [list(words.option(key, value)) for key, value in options.items()]
-    return Table("What was asked", ["option", "value"], rows, figures=False) if rows else None
-
-
-def _environment(result: Mapping[str, Any] | None) -> Table | None:
-    told = (result or {}).get("environment") or {}
-    rows = [list(words.option(key, value)) for key, value in _flat(told).items() if not key.startswith("usage")]
-    return Table("Where it ran", ["", ""], rows, figures=False) if rows else None
 
 
 def summary(result: Mapping[str, Any] | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from testbed.scenario.units import format_ms, format_rate, format_size
@@ -23,26 +23,47 @@ CHECKS = {
         "Every byte arrived, once and unaltered.",
         "Bytes were lost, duplicated or corrupted.",
     ),
-    "no held frame dropped": ("No frame was dropped at the hosts' holds.", "Frames were dropped at the hosts' holds."),
+    "no held frame dropped": (
+        "No frame was dropped at the hosts' holds.",
+        "Frames were dropped at the hosts' holds.",
+    ),
     "no fault in the guest": ("The guest's program met no fault.", "The guest's program met a fault."),
     "no acknowledged write lost": ("No acknowledged write was lost.", "Acknowledged writes were lost."),
 }
 """The checks of every run: how it reads when one held, and when not."""
 
 DEFINITIONS = (
-    ("Blackout", "From the last step of the guest at the source to its first at the target. Its parts follow one "
-     "another and add up to it."),
-    ("Longest wait", "Of a client that asks and waits: the longest time from just before a request was sent until "
-     "the whole of its answer was read. Of a steady stream: the longest time between two deliveries, less the "
-     "sending interval. What was never answered counts for as long as it was waited for."),
-    ("Normally", "The longest wait of the same clients while nothing was migrated: the noise floor. A wait below "
-     "it says nothing about the migration."),
-    ("Silence on the wire", "From the last frame of the guest that left through the source to the first that left "
-     "through the target."),
-    ("Frames held", "Frames for the guest that came while it stood still, kept at the hosts and delivered in their "
-     "order when it ran again."),
-    ("Broken", "A connection that had been established and ended by a reset, an error or a silence that its client "
-     "gave up on."),
+    (
+        "Blackout",
+        "From the last step of the guest at the source to its first at the target. Its parts follow one "
+        "another and add up to it.",
+    ),
+    (
+        "Longest wait",
+        "Of a client that asks and waits: the longest time from just before a request was sent until "
+        "the whole of its answer was read. Of a steady stream: the longest time between two deliveries, less "
+        "the sending interval. What was never answered counts for as long as it was waited for.",
+    ),
+    (
+        "Normally",
+        "The longest wait of the same clients while nothing was migrated: the noise floor. A wait below "
+        "it says nothing about the migration.",
+    ),
+    (
+        "Silence on the wire",
+        "From the last frame of the guest that left through the source to the first that left "
+        "through the target.",
+    ),
+    (
+        "Frames held",
+        "Frames for the guest that came while it stood still, kept at the hosts and delivered in their "
+        "order when it ran again.",
+    ),
+    (
+        "Broken",
+        "A connection that had been established and ended by a reset, an error or a silence that its client "
+        "gave up on.",
+    ),
     ("Resent", "Segments that the clients' TCP sent again."),
 )
 
@@ -71,7 +92,8 @@ def hosts_of(migrations: Sequence[Told]) -> list[str]:
 
 
 def verdict(result: Told | None) -> tuple[str, bool | None]:
-    """One or two sentences, and whether all held; None where that is not known."""
+    """One or two sentences, and whether all held; None where that is not known, or where nothing moved and
+    nothing was lost."""
     if result is None:
         return "The run did not come to its end. What it recorded until then is shown.", None
     clients = result.get("clients") or {}
@@ -85,7 +107,10 @@ def verdict(result: Told | None) -> tuple[str, bool | None]:
         first = ""
     losses = _losses(clients)
     kept = f"{losses}." if losses else "No connection broke and no byte was lost."
-    return " ".join(one for one in (first, kept, _wait(clients)) if one), not failed and outcome == "completed"
+    text = " ".join(one for one in (first, kept, _wait(clients)) if one)
+    if outcome == "rolled-back" and {str(one.get("name")) for one in failed} <= {"migrated", "verified"}:
+        return text, None
+    return text, not failed and outcome == "completed"
 
 
 def _losses(clients: Told) -> str:
@@ -112,7 +137,10 @@ def _wait(clients: Told) -> str:
             f"The longest that a client waited during it was {format_ms(longest)}, which is not more than it "
             f"waits without a migration ({format_ms(normally)})."
         )
-    return f"The longest that a client waited was {format_ms(longest)}; without a migration it is {format_ms(normally)}."
+    return (
+        f"The longest that a client waited was {format_ms(longest)}; without a migration it is "
+        f"{format_ms(normally)}."
+    )
 
 
 def waits(clients: Told) -> tuple[float | None, float | None]:
@@ -147,22 +175,26 @@ def round_facts(one: Told, dirtied_after_s: float | None) -> dict[str, str]:
     return facts
 
 
-def option(key: str, value: Any) -> tuple[str, str]:
-    """An option of the run as its name and value for people: units are told by the end of the key."""
-    if value is None:
-        return key.removesuffix("_per_s").replace("_", " "), "-"
-    for suffix, show in _UNITS.items():
-        if key.endswith(suffix) and isinstance(value, int | float) and not isinstance(value, bool):
-            return key.removesuffix(suffix).replace("_", " "), show(value)
-    text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
-    return key.replace("_", " "), text
-
-
-_UNITS = {
-    "_bits_per_s": lambda value: format_rate(value),
-    "_pages_per_s": lambda value: f"{value:,} pages/s",
-    "_per_s": lambda value: f"{value:,} a second",
+_UNITS: dict[str, Callable[[float], str]] = {
+    "_bits_per_s": format_rate,
+    "_pages_per_s": lambda value: f"{value:,.6g} pages/s",
+    "_per_s": lambda value: f"{value:,.6g} a second",
+    "_mbit": lambda value: format_rate(value * 1e6),
     "_bytes": lambda value: format_size(int(value)),
     "_ns": lambda value: format_ms(value / 1e6),
-    "_ms": lambda value: format_ms(value),
+    "_ms": format_ms,
 }
+"""The ends of keys that are units, and how their values read."""
+
+
+def option(key: str, value: Any) -> tuple[str, str]:
+    """What a key and its value mean to people: units are told by the end of the key."""
+    suffix = next((one for one in _UNITS if key.endswith(one)), "")
+    name = key.removesuffix(suffix).replace("_", " ")
+    if value is None:
+        return name, "-"
+    if isinstance(value, bool):
+        return name, "yes" if value else "no"
+    if suffix and isinstance(value, int | float):
+        return name, _UNITS[suffix](value)
+    return name, str(value)

@@ -16,6 +16,7 @@ class Film {
     this.state = new Uint8Array(this.cellCount);
     this.arrived = new Uint8Array(this.cellCount);
     this.returned = move.outcome !== "completed";
+    this.byLun = move.lun.length > 0 || this.marks.has("state-saved");
     this.captions = this.tell();
   }
 
@@ -43,6 +44,12 @@ class Film {
     return {number, share: Math.min((at - begin) / Math.max(end - begin, 1), 1), crossing: at < end};
   }
 
+  // How much of a saved state lies on the LUN ("out"), or has come from it ("in"): what was last told.
+  lun(way, at) {
+    const told = this.move.lun.filter(one => one[1] === way), done = told.findLast(one => one[0] <= at);
+    return done ? done[2] / Math.max(done[3], 1) : 0;
+  }
+
   // Fills `state` (the source's RAM) and `arrived` (what the target has) for a moment.
   pages(at) {
     const {number, share} = this.progress(at);
@@ -53,8 +60,11 @@ class Film {
     for (let k = 0; k <= number; k++) {
       const order = this.orders[k], kind = this.rounds[k].last ? LAST : COPIED;
       if (k > 0) for (const cell of order) this.state[cell] = DIRTY;
-      const sent = k < number ? order.length : Math.floor(order.length * share);
-      for (let i = 0; i < sent; i++) { this.state[order[i]] = kind; this.arrived[order[i]] = kind; }
+      const byLun = this.byLun && this.rounds[k].last;
+      const sent = k < number ? order.length : Math.floor(order.length * (byLun && share < 1 ? this.lun("out", at) : share));
+      const come = byLun ? Math.floor(order.length * (this.passed("pages-received", at) ? 1 : this.lun("in", at))) : sent;
+      for (let i = 0; i < sent; i++) this.state[order[i]] = kind;
+      for (let i = 0; i < come; i++) this.arrived[order[i]] = kind;
     }
     // When a round has ended, the tracker tells what was written meanwhile: that is what the next one sends.
     if (number >= 0 && share >= 1 && number + 1 < this.rounds.length) for (const cell of this.orders[number + 1]) this.state[cell] = DIRTY;
@@ -83,11 +93,13 @@ class Film {
     return end !== null && at >= end ? "ready" : "made";
   }
 
-  // Whose port the switch sends the guest's frames to, as far as it was recorded.
+  // Where the switch sends the guest's frames: as it was seen to learn, else as it was last announced.
   direction(at) {
     const {move} = this;
-    const turned = move.relearned ?? (this.returned ? null : move.announced[0] ?? null);
-    return turned !== null && at >= turned ? move.target : move.source;
+    const learned = move.learned.findLast(one => one[0] <= at);
+    if (learned) return learned[1];
+    if (move.relearned !== null && !this.returned) return at >= move.relearned ? move.target : move.source;
+    return move.announced.findLast(one => one[0] <= at)?.[1] ?? move.source;
   }
 
   // Whether a host holds frames: the source from the cut on, the target as soon as it was announced and they come
@@ -119,8 +131,13 @@ class Film {
     say(this.mark("silenced"), `${source} lets nothing of it out any more.`);
     say(this.mark("pages-received"), `The last pages are in place at ${target}.`);
     say(this.mark("connections-thawed"), `${many(this.marks.get("connections-thawed")?.connections ?? 0)} connections are rebuilt at ${target}.`);
-    move.announced.forEach((at, i) => say(at, i ? `${target} announces the guest once more.` : `${target} announces the guest: the network learns where it is now.`));
-    say(move.relearned, `The switch's table points to ${target}.`);
+    const announcers = new Set();
+    for (const [at, host] of move.announced) {
+      say(at, announcers.has(host) ? `${host} announces the guest once more.` : `${host} announces the guest: the network learns where it is${host === target ? " now" : " again"}.`);
+      announcers.add(host);
+    }
+    if (move.learned.length) for (const [at, port] of move.learned) say(at, `The switch learns that the guest is at ${port}.`);
+    else say(move.relearned, `The switch learns that the guest is at ${target}.`);
     say(this.mark("verified"), "The two copies are equal.");
     say(this.mark("claimed"), `The storage says: it is ${target}'s.`);
     say(this.mark("committed"), `Commit: from here on the guest is ${target}'s.`);

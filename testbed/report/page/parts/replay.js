@@ -26,7 +26,7 @@ class Replay {
   load(at = null) {
     const {move} = this.run;
     this.film = new Film(move, this.run.data.ram_pages);
-    this.warp = this.slow.checked ? Warp.of(move, this.run.data.span) : Warp.even(Math.max(0, move.begin - 300000), Math.max(move.end, move.announced.at(-1) ?? 0) + 300000);
+    this.warp = this.slow.checked ? Warp.of(move, this.run.data.span) : Warp.even(Math.max(0, move.begin - 300000), Math.max(move.end, move.announced.at(-1)?.[0] ?? 0) + 300000);
     this.slider.max = this.warp.length;
     this.slider.step = this.warp.length / 4000;
     this.listChapters();

@@ -27,8 +27,8 @@ class Stage {
 
   place(width, narrow) {
     const {topology, moves} = this.run.data, move = this.run.move;
-    const columns = narrow ? 3 : Math.min(Math.max(topology.clients.length, 1), 6), gap = 10;
-    const shown = topology.clients.slice(0, columns * 2), rows = Math.ceil(shown.length / columns) || 1;
+    const most = narrow ? 3 : 6, gap = 10, shown = topology.clients.slice(0, most * 2);
+    const rows = Math.ceil(shown.length / most) || 1, columns = Math.max(Math.ceil(shown.length / rows), 1);
     const tile = {width: (width - gap * (columns - 1) - 2) / columns, height: narrow ? 58 : 62};
     this.more = topology.clients.length - shown.length;
     this.clients = shown.map(([name, on], i) => {
@@ -212,6 +212,7 @@ class Stage {
   // What is on its way between the hosts.
   load() {
     const {film, at} = this, {number, share, crossing} = film.progress(at);
+    if (film.byLun) return null;  // all of it goes by the storage
     if (crossing) {
       const round = film.rounds[number];
       const text = round.last ? "last pages" : `round ${round.number}`;
@@ -257,32 +258,33 @@ class Stage {
   }
 
   drawStore() {
-    const {store, context} = this, {move} = this.film;
-    for (const host of this.hosts) this.line([[store.x + store.width / 2, store.y], [host.x + host.width / 2, host.y + host.height]], colour("line"), 2);
-    this.box(store, colour("panel"), colour("edge"));
-    const steps = move.lun.filter(one => one[0] <= this.at), last = steps.at(-1);
-    const text = last ? `${last[1] === "out" ? "to" : "from"} the LUN: ${Math.round(100 * last[2] / last[3])} %` : "shared storage";
-    if (last) {
-      const share = last[2] / last[3], full = last[1] === "out" ? share : 1 - share;
-      context.fillStyle = faded(colour("copied"), 0.5);
-      context.fillRect(store.x + 2, store.y + store.height - 8, (store.width - 4) * full, 6);
+    const {store, context, film, at} = this, {move} = film;
+    const mounted = film.passed("mounted", at) ? move.target : film.passed("dismounted", at) ? null : move.source;
+    for (const host of this.hosts) {
+      const busy = film.byLun && host.name === mounted;
+      this.line([[store.x + store.width / 2, store.y], [host.x + host.width / 2, host.y + host.height]], colour(busy ? "wire-on" : "line"), busy ? 3 : 2);
     }
-    write(context, text, store.x + store.width / 2, store.y + 20, {size: 12, align: "center", weight: 600});
+    this.box(store, colour("panel"), colour("edge"));
+    const out = film.lun("out", at), back = film.lun("in", at), over = film.passed("resumed", at);
+    const saved = film.passed("state-saved", at) ? 1 : out, left = over ? 0 : film.passed("pages-received", at) ? 0 : saved - back;
+    const text = !film.byLun || over || !saved ? "shared storage" : back ? `from the LUN: ${Math.round(back * 100)} %` : `on the LUN: ${Math.round(saved * 100)} %`;
+    context.fillStyle = colour("last");
+    context.fillRect(store.x + 3, store.y + store.height - 9, (store.width - 6) * Math.max(left, 0), 6);
+    write(context, text, store.x + store.width / 2, store.y + 19, {size: 12, align: "center", weight: 600});
   }
 
   // An announcement, from the moment when it was sent: along the wires to everybody. How long it is drawn is the
   // replay's; when it begins is recorded.
   drawRipples() {
-    const {film, warp, second} = this, {move} = film, from = this.hosts.find(host => host.name === move.target);
-    if (!from || film.returned) return;
-    for (const at of move.announced) {
-      const age = second - warp.second(at);
-      if (age < 0 || age > RIPPLE_SECONDS) continue;
+    const {film, warp, second} = this;
+    for (const [at, host] of film.move.announced) {
+      const age = second - warp.second(at), from = this.hosts.find(one => one.name === host);
+      if (age < 0 || age > RIPPLE_SECONDS || !from) continue;
       const share = age / RIPPLE_SECONDS, hub = [this.switch.x + this.switch.width / 2, this.switch.y + this.switch.height / 2];
       const begin = [from.x + from.width / 2, from.y];
       if (share < 0.4) this.pulse(begin, hub, share / 0.4, "ARP");
       else for (const one of this.clients) this.pulse(hub, [one.x + one.width / 2, one.y + one.height], (share - 0.4) / 0.6, "");
-      if (share >= 0.4) for (const host of this.hosts) if (host !== from) this.pulse(hub, [host.x + host.width / 2, host.y], (share - 0.4) / 0.6, "");
+      if (share >= 0.4) for (const other of this.hosts) if (other !== from) this.pulse(hub, [other.x + other.width / 2, other.y], (share - 0.4) / 0.6, "");
     }
   }
 

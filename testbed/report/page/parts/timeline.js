@@ -3,6 +3,7 @@
 // connections from the sending to the answer.
 
 const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48;
+const TABLES = {"neighbour": "client0", "forwarding": "relearn", "announcement-seen": "announce"};  // and their colours
 
 class Timeline {
   constructor(root, run) {
@@ -51,12 +52,21 @@ class Timeline {
     let view = [...this.span];
     if (move && name !== "run") {
       const blackout = move.pause !== null && move.resume !== null;
-      const [begin, end] = name === "blackout" && blackout ? [move.pause, move.resume] : [move.begin, Math.max(move.end, move.announced.at(-1) ?? 0)];
-      const margin = (end - begin) * (name === "blackout" ? 0.45 : 0.06);
+      const [begin, end] = name === "blackout" && blackout ? [move.pause, move.resume] : [move.begin, Math.max(move.end, move.announced.at(-1)?.[0] ?? 0)];
+      const margin = (end - begin) * (name === "blackout" ? 0.35 : 0.06);
       view = [begin - margin, end + margin];
+      if (name === "blackout" && blackout) view[1] = Math.max(view[1], this.served(begin, end) + margin / 2);
     }
-    this.choose(name === "blackout" && this.rows.count ? "rows" : "dots");
+    this.choose(name === "blackout" && move?.resume != null && this.rows.count ? "rows" : "dots");
     this.zoomTo(...view);
+  }
+
+  // When all who waited through a blackout had been served, but no later than four times its length.
+  served(pause, resume) {
+    const {begin, end} = this.run.requests;
+    let last = resume;
+    for (let i = lowerBound(begin, resume) - 1; i >= 0 && begin[i] > pause - 1e6; i--) if (end[i] > pause) last = Math.max(last, end[i]);
+    return Math.min(last, pause + 4 * (resume - pause));
   }
 
   zoomTo(begin, end) {
@@ -106,8 +116,12 @@ class Timeline {
     const moves = this.run.data.moves, hosts = this.run.data.topology.hosts;
     const lanes = hosts.map(host => ({name: host, draw: (context, y) => moves.forEach(move => this.drawPhases(context, y, move, host))}));
     lanes.push({name: "rounds", draw: (context, y) => moves.forEach(move => this.drawRounds(context, y, move))});
-    lanes.push({name: "network", draw: (context, y) => moves.forEach(move => this.drawNetwork(context, y, move))});
-    const others = this.run.data.others.filter(one => !["probes-begin", "probes-end"].includes(one.kind));
+    const {others: all} = this.run.data, tables = all.filter(one => one.kind in TABLES);
+    lanes.push({name: "network", draw: (context, y) => {
+      moves.forEach(move => this.drawNetwork(context, y, move, tables.some(one => one.kind === "forwarding")));
+    }});
+    if (tables.length) lanes.push({name: "tables", draw: (context, y) => this.drawOthers(context, y, tables)});
+    const others = all.filter(one => !(one.kind in TABLES) && !["probes-begin", "probes-end"].includes(one.kind));
     if (others.length) lanes.push({name: "events", draw: (context, y) => this.drawOthers(context, y, others)});
     return lanes;
   }
@@ -175,13 +189,13 @@ class Timeline {
     }
   }
 
-  drawNetwork(context, y, move) {
+  drawNetwork(context, y, move, told) {
     const cut = this.at(move, "cut"), released = this.at(move, "frames-released") ?? this.at(move, "running-again");
     if (cut !== null && released !== null && move.held !== null) {
       this.bar(context, y, cut, released, "hold", "frames held", `frames held: ${move.held}, released ${move.released}, dropped ${move.dropped}`, 10);
     }
-    for (const at of move.announced) this.tick(context, y, at, "announce", `announced: the guest is at ${move.target}`);
-    if (move.relearned !== null) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
+    for (const [at, host] of move.announced) this.tick(context, y, at, "announce", `${host} announced: the guest is here`);
+    if (move.relearned !== null && !told) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
   }
 
   at(move, name) {
@@ -191,7 +205,7 @@ class Timeline {
 
   drawOthers(context, y, kinds) {
     for (const {kind, each, columns, count} of kinds) {
-      if (each) for (const [at, source, text] of each) this.tick(context, y, at, "other", `${source}: ${kind}${text ? `, ${text}` : ""}`);
+      if (each) for (const [at, source, text] of each) this.tick(context, y, at, TABLES[kind] ?? "other", `${source}: ${kind}${text ? `, ${text}` : ""}`);
       else columns.forEach((number, i) => {
         if (number) this.bar(context, y, this.span[1] * i / columns.length, this.span[1] * (i + 1) / columns.length, "other", "", `${kind}: ${many(number)} of ${many(count)} (only counted)`, 6);
       });
@@ -264,7 +278,7 @@ class Timeline {
   }
 
   drawDots(context) {
-    const {requests} = this.run, {begin, end, wait, client, answered} = requests;
+    const {requests} = this.run, {begin, end, wait, client, answered} = requests, normally = this.run.data.normally ?? Infinity;
     const {from, to} = this.dots;
     const seen = to - from, bars = seen < 4000, size = seen > 30000 ? 1 : seen > 5000 ? 1.4 : seen > 800 ? 2 : 3;
     for (let i = from; i < to; i++) {
@@ -275,8 +289,10 @@ class Timeline {
         const right = this.x(end[i]);
         if (right - x > 4) { context.fillStyle = faded(fill, 0.45); context.fillRect(x, y - 0.75, right - x, 1.5); }
       }
-      context.fillStyle = seen > 5000 ? faded(fill, 0.65) : fill;
+      const late = wait[i] > normally;
+      context.fillStyle = seen > 5000 && !late ? faded(fill, 0.65) : fill;
       if (!answered[i]) write(context, "✕", x, y, {size: 13, align: "center", fill: "bad"});
+      else if (late && size < 2.5) { context.beginPath(); context.arc(x, y, 2.5, 0, 7); context.fill(); }
       else if (size < 2) context.fillRect(x - size / 2, y - size / 2, size, size);
       else { context.beginPath(); context.arc(x, y, size, 0, 7); context.fill(); }
     }

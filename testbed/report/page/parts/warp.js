@@ -1,6 +1,8 @@
 // The replay's clock: seconds of the replay against microseconds of the run, faster where little happens, in slow
 // motion around the blackout. Piecewise even: within a stretch nothing is hurried.
 
+const SLOWEST = 300;  // what no blackout is, is slowed down by no more
+
 class Warp {
   // knots: [microsecond, second of the replay], both ascending.
   constructor(knots) { this.knots = knots; }
@@ -47,14 +49,16 @@ class Warp {
       const end = move.resume ?? move.end;
       stretches.push([end, 11], [end + 1000, 1.2]);
     }
-    for (const at of move.announced) stretches.push([at, 0.9]);
+    for (const [at] of move.announced) stretches.push([at, 0.9]);
     stretches.push([move.end, 1.4]);
-    const last = Math.max(move.end, move.announced.at(-1) ?? 0);
+    const last = Math.max(move.end, move.announced.at(-1)?.[0] ?? 0);
     stretches.push([Math.min(last + 400000, Math.max(span, last + 1)), 1.4]);
     stretches.sort((a, b) => a[0] - b[0]);
     const knots = [[begin, 0]];
     for (const [us, seconds] of stretches) {
-      if (us > knots.at(-1)[0] && !still(us)) knots.push([us, knots.at(-1)[1] + seconds]);
+      const [before, second] = knots.at(-1), blackout = us === (move.resume ?? move.end) && before === move.pause;
+      const most = blackout ? seconds : (us - before) * SLOWEST / 1e6;
+      if (us > before && !still(us)) knots.push([us, second + Math.min(seconds, most)]);
     }
     return new Warp(knots);
   }

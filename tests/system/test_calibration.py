@@ -1,0 +1,162 @@
+"""The calibration against a real guest, and that it finds a probe whose clock or whose counting is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from netns import universe
+from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED, WRONG_REQUEST
+from testbed.experiment.calibration import Request, calibrate
+from testbed.experiment.stand import Stand
+from testbed.host.control import CommandFailed
+from testbed.lab.lab import PRELOAD
+from testbed.measure import calibration as model
+from tests.conftest import require
+from tests.system.commands import Running, adopting, left_behind, run
+
+MS = 1_000_000
+LONG_NS = 50 * MS
+WIDE_MS = 40.0
+"""On a machine that does many other things the error of a pause may come near the pause itself."""
+
+
+class Silence:
+    def say(self, text: str) -> None: ...
+    def advance(self, done: int, of: int) -> None: ...
+
+
+def calibrated(folder: Path, *kinds: str, client: str | None = None, repeats: int = 3) -> model.Calibration:
+    request = Request(kinds=kinds, repeats=repeats, lengths_ns=(0, LONG_NS))
+    if client is not None:
+        request = Request(kinds=kinds, repeats=repeats, lengths_ns=(0, LONG_NS), client=client)
+    return calibrate(request, "test", folder, Silence())
+
+
+def of_long_pauses(calibration: model.Calibration, name: str) -> model.Length:
+    (pauses,) = [one for one in calibration.pauses if one.name == name]
+    (length,) = [one for one in pauses.lengths if one.asked_ms * MS == LONG_NS]
+    return length
+
+
+@pytest.mark.universe(preload=PRELOAD)
+def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, "open-loop")
+    length = of_long_pauses(calibration, "open-loop")
+    assert length.true_ms >= 50
+    assert length.unnoticed == 0
+    assert length.error is not None
+    assert length.error.count == 3
+    assert length.error.low >= 0, "nothing is answered before the guest runs on"
+    assert length.error.median < WIDE_MS
+    assert -1 <= length.of_pause.median < WIDE_MS
+    assert [(one.what, one.done) for one in calibration.counts if not one.holds] == []
+    assert {one.what for one in calibration.counts} == {"bytes lost", "bytes duplicated", "bytes corrupted"}
+    written = json.loads((tmp_path / "calibration.json").read_text())
+    jsonschema.validate(written, json.loads(model.SCHEMA_FILE.read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.universe(preload=PRELOAD)
+def test_every_probe_sees_a_long_pause_and_counts_exactly(tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, repeats=2)
+    for pauses in calibration.pauses:
+        length = of_long_pauses(calibration, pauses.name)
+        assert length.unnoticed == 0, pauses.name
+        assert length.error is not None
+        assert length.error.median < WIDE_MS, pauses.name
+    assert [(one.name, one.what, one.done, one.found) for one in calibration.counts if not one.holds] == []
+
+
+@pytest.mark.universe(preload=(*PRELOAD, "tests.system.wrong_clients"))
+def test_a_probe_whose_clock_is_ahead_is_found(tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, "open-loop", client="tests.system.wrong_clients:ahead")
+    length = of_long_pauses(calibration, "open-loop")
+    assert length.error is not None
+    assert length.error.low >= 20, "its clock is 20 ms ahead"
+    assert not calibration.pauses[0].holds
+    assert not calibration.holds
+
+
+@pytest.mark.universe(preload=(*PRELOAD, "tests.system.wrong_clients"))
+def test_a_probe_that_does_not_look_at_what_comes_is_found(tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, "closed-loop", client="tests.system.wrong_clients:blind", repeats=1)
+    (altered,) = [one for one in calibration.counts if one.what == "bytes corrupted"]
+    assert altered.done > altered.found == 0
+    assert not calibration.holds
+
+
+@pytest.mark.universe(preload=PRELOAD)
+def test_a_stalled_guest_serves_nothing_and_then_goes_on(tmp_path: Path) -> None:
+    with Stand("echo", 1, tmp_path / "stand") as stand:
+        before_ns = time.monotonic_ns()
+        stall = stand.stall(20 * MS)
+        after_ns = time.monotonic_ns()
+        assert before_ns <= stall.paused_ns
+        assert stall.paused_ns + 20 * MS <= stall.running_ns <= after_ns
+        assert (stand.lab.guest_stats() or {})["guest"]["state"] == "running"
+        assert stand.stall(0).length_ns == 0
+        for wrong in (-1, 10**12, "1ms"):
+            with pytest.raises(CommandFailed, match="is stalled for 0 to"):
+                stand.lab.agents[stand.lab.owner].line.ask({"do": "stall", "duration_ns": wrong}, 10)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command keeps what later runs want to know."""
+    require("universe", lambda: universe.check() is None)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+def printed(folder: Path, *words: str) -> dict[str, Any]:
+    """``calibration.json`` of `testbed calibrate WORDS --json`, which prints nothing else."""
+    ended = run(folder, "calibrate", *words, "--json")
+    assert ended.status in (PASSED, CHECK_FAILED), ended.err
+    assert ended.err == ""
+    found: dict[str, Any] = json.loads(ended.out)
+    assert (ended.status == PASSED) == found["holds"]
+    (written,) = (folder / "testbed-runs").glob("*-calibrate/calibration.json")
+    assert written.read_text() == ended.out
+    return found
+
+
+def test_of_one_kind_the_command_prints_json_and_keeps_nothing(home: Path) -> None:
+    found = printed(home, "--probe", "ledger", "--repeats", "1")
+    assert {one["kind"] for one in (*found["pauses"], *found["counts"])} == {"ledger"}
+    assert [one["asked_ms"] for one in found["pauses"][0]["lengths"]] == [0, 1, 2, 5, 10, 50, 200]
+    assert [one["what"] for one in found["counts"] if not one["holds"]] == []
+    assert not (home / "state").exists(), "a part says nothing of the whole"
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [(("--repeats", "0"), "not between 1 and"), (("--probe", "telepathy"), "is none of closed-loop, ")],
+)
+def test_what_cannot_be_asked_for(home: Path, words: tuple[str, ...], allowed: str) -> None:
+    ended = run(home, "calibrate", *words)
+    assert ended.status == WRONG_REQUEST
+    (line,) = ended.err.splitlines()
+    assert allowed in line
+    assert list(home.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(home: Path) -> None:
+    with adopting():
+        running = Running(home, "calibrate", "--repeats", "50")
+        running.wait_for("pauses: closed-loop")
+        running.send(signal.SIGINT, group=True)
+        ended = running.end()
+        assert left_behind() == []
+    assert ended.status == INTERRUPTED
+    assert ended.err.splitlines() == ["testbed: ended by Ctrl-C; nothing of the lab is left"]
+    assert not (home / "state").exists()

@@ -1,0 +1,64 @@
+"""A guest's port that forwards only some time after it was opened."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests.system import handover_stage as stage
+
+pytestmark = pytest.mark.universe
+
+DELAY_S = 0.4
+
+
+def test_a_slow_port_passes_nothing_until_its_time_and_everything_after() -> None:
+    stage.make_network()
+    host = stage.make_host("host-a")
+    ledger = stage.Ledger(host.guest)
+    host.port.delay_forwarding(DELAY_S)
+    host.cut()
+    host.port.open()
+    opened_ns = time.time_ns()
+    host.port.plug()
+    sent = 0
+    while time.time_ns() - opened_ns < 2 * DELAY_S * 1e9:
+        stage.send("client", range(sent, sent + 1))
+        sent += 1
+        threading.Event().wait(0.01)
+    arrived = ledger.read()
+    assert arrived[0][0] - opened_ns >= DELAY_S * 1e9 - 1e6
+    first = arrived[0][1]
+    assert first > 0
+    assert [number for _, number in arrived] == list(range(first, sent))
+    assert host.hold.drain() == []
+
+
+def test_a_slow_port_that_is_cut_again_does_not_open_by_itself() -> None:
+    stage.make_network()
+    host = stage.make_host("host-a")
+    host.port.delay_forwarding(0.1)
+    host.port.plug()
+    host.cut()
+    threading.Event().wait(0.3)
+    ledger = stage.Ledger(host.guest)
+    stage.send("client", range(5))
+    host.port.silence()
+    assert [stage.number_of(frame) for frame in host.hold.drain()] == list(range(5))
+    assert ledger.read() == []
+
+
+def test_a_port_that_has_had_its_delay_is_an_ordinary_one() -> None:
+    stage.make_network()
+    host = stage.make_host("host-a")
+    host.port.delay_forwarding(0.1)
+    host.port.plug()
+    threading.Event().wait(0.3)
+    host.cut()
+    host.port.plug()
+    ledger = stage.Ledger(host.guest)
+    stage.send("client", range(5))
+    threading.Event().wait(0.05)
+    assert [number for _, number in ledger.read()] == list(range(5))
