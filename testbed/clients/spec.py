@@ -39,8 +39,10 @@ class ClosedLoopSpec:
 
     target: Target
     program: str = "echo"
-    connections: int = 8
-    interval_us: int = 1000
+    connections: int = 1
+    interval_us: int = 2000
+    """Cheap by default: `testbed bench probing` says what it costs the guest. More connections, or a shorter
+    interval, are a load besides; they tell the beginning of a pause more exactly."""
     size: int = 64
     path: str = "/counter"
     """Of http only."""
@@ -53,7 +55,7 @@ class OpenLoopSpec:
 
     target: Target
     connections: int = 1
-    rate_per_s: float = 1000.0
+    rate_per_s: float = 500.0
     size: int = 64
 
 

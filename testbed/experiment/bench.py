@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from netns.conditions import Conditions
+from testbed.experiment import probing as cost
 from testbed.experiment import relay_bench
 from testbed.experiment.run import Witness, run_options
 from testbed.lab import plan as planned
@@ -51,6 +52,7 @@ LUN_PARTS = ("to the LUN", "flush", "dismount", "mount", "from the LUN")
 NEEDS_BYTES = {"copy": 2 * COPY.ram_bytes, "quick": 3 * QUICK.ram_bytes}
 """Memory that a bench takes: the guest's RAM on two hosts, and once more where it is saved on the LUN."""
 STORAGE_BYTES = 256 << 20
+PROBING_REPEATS = 5
 IPERF_S = 2
 COPY_DEADLINE_S = 120
 START_PROGRAM_DEADLINE_S = 30
@@ -368,6 +370,26 @@ def _with(options: Options, setting: Setting) -> Options:
     return replace(options, migrations=setting.migrations)
 
 
+def probing(setting: Setting) -> Iterator[Figure]:
+    """redis-benchmark on a kv guest, alone and beside a probe of the default pace."""
+    if not shutil.which("redis-benchmark"):
+        raise BenchFailed("redis-benchmark is not installed (Debian's package redis-tools)")
+    costs: list[cost.Cost] = []
+    for number in range(PROBING_REPEATS):
+        folder = setting.folder / f"probing-{number}"
+        folder.mkdir()
+        try:
+            costs.append(cost.measure(folder))
+        except cost.NothingMeasured as error:
+            raise BenchFailed(str(error)) from error
+    yield _median("probing", "redis-benchmark alone", [one.alone.requests_per_s for one in costs], "/s")
+    yield _median("probing", "beside a probe", [one.beside.requests_per_s for one in costs], "/s")
+    left = [one.throughput_left for one in costs]
+    yield _median("probing", "  throughput left", left, "", 0.95, at_most=False)
+    work = [one.work_left for one in costs]
+    yield _median("probing", "  guest's work left", work, "")
+
+
 BENCHES: dict[str, Bench] = {
     "switchover": switchover,
     "connections": connections,
@@ -379,4 +401,5 @@ BENCHES: dict[str, Bench] = {
     "durable": durable,
     "quick": quick,
     "relay": relay,
+    "probing": probing,
 }

@@ -182,7 +182,7 @@ class Lab:
             self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
             self.clients[client] = ClientControl(ours)
             self._stack.callback(self.clients[client].close)
-        connections = sum(int(control.start()["connections"]) for control in self.clients.values())
+        connections: int = sum(control.start()["connections"] for control in self.clients.values())
         if beat_ms:
             for control in self.clients.values():
                 control.beat(beat_ms)

@@ -107,7 +107,7 @@ def test_a_stalled_guest_serves_nothing_and_then_goes_on(tmp_path: Path) -> None
         assert stand.stall(0).length_ns == 0
         for wrong in (-1, 10**12, "1ms"):
             with pytest.raises(CommandFailed, match="is stalled for 0 to"):
-                stand.lab.agents[stand.lab.owner].line.ask({"do": "stall", "duration_ns": wrong}, 10)
+                stand.lab.vm.line(stand.lab.vm.owner).ask({"do": "stall", "duration_ns": wrong}, 10)
 
 
 # ---- the command

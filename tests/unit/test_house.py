@@ -88,6 +88,7 @@ PURE = (
     "testbed/scenario/quantities.py",
     "testbed/scenario/steps.py",
     "testbed/experiment/outcome.py",
+    "testbed/experiment/thresholds.py",
     "testbed/experiment/tables.py",
     "testbed/experiment/link_figures.py",
     "testbed/lab/plan.py",
