@@ -362,6 +362,13 @@ def relay(setting: Setting) -> Iterator[Figure]:
     yield _count("relay", "bytes lost, doubled, corrupted", damaged)
 
 
+def prediction(setting: Setting) -> Iterator[Figure]:
+    """Migrations foretold, over wires, dirty rates and patterns; leaves the table that they are told by."""
+    from testbed.experiment.prediction_bench import errors  # late: it is made of what stands here
+
+    yield from errors(setting)
+
+
 def _blackouts_ms(result: Result) -> list[float]:
     return [one.blackout_ms or 0 for one in _completed(result)]
 
@@ -402,4 +409,5 @@ BENCHES: dict[str, Bench] = {
     "quick": quick,
     "relay": relay,
     "probing": probing,
+    "prediction": prediction,
 }

@@ -5,13 +5,14 @@ Everything goes to the console that is given, which is standard error where stan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from testbed.measure.result import Connection, Instrument, Result
+from testbed.measure.result import Connection, Instrument, Predicted, Result, Span
 from testbed.scenario.units import format_ms, format_rate, format_size
 
 PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
@@ -114,6 +115,24 @@ def round_columns(number: int, pages: int, size: int, duration_ns: int, dirty_pa
         f"{format_rate(size * 8e9 / max(duration_ns, 1)):>11}",
         f"{dirty_pages:>6} dirtied",
     )
+
+
+def foretold_line(foretold: Predicted) -> str:
+    """What was predicted, each figure with its span where it has one."""
+    rounds, size = foretold.rounds, foretold.transferred_bytes
+    told = [
+        _spanned(size, lambda value: format_size(round(value))),
+        f"total {_spanned(foretold.total_ms, format_ms)}",
+        f"blackout {_spanned(foretold.blackout_ms, format_ms)}",
+    ]
+    if foretold.converges is not None:
+        told.insert(0, f"{_spanned(rounds, lambda value: f'{value:.0f}')} rounds")
+    return ", ".join(told) + ("" if foretold.basis == "sampled" else " (from the options only)")
+
+
+def _spanned(span: Span, show: Callable[[float], str]) -> str:
+    likely, low, high = show(span.likely), show(span.low), show(span.high)
+    return likely if low == high else f"{likely} ({low} to {high})"
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
@@ -225,6 +244,7 @@ def _show_counts(console: Console, result: Result) -> None:
         f"dropped {network.frames_dropped}",
         f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
         f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire",
+        *(f"foretold: {foretold_line(one.predicted)}" for one in result.migrations[-1:] if one.predicted),
     ]
     if any(one.probe == "ledger" for one in clients.each):
         lines.insert(
