@@ -138,16 +138,16 @@ class Churn(Probe):
             np.frombuffer(bytes(self._answered), dtype=np.bool_),
         )
 
+    def waiting_ns(self, now_ns: int) -> int:
+        return max((now_ns - visit.begun_ns for visit in self._under_way if not visit.replied), default=0)
+
     def live(self) -> dict[str, Any]:
-        now = monotonic_ns()
-        waiting = max((now - visit.begun_ns for visit in self._under_way if not visit.replied), default=0)
-        longest, self.recent_longest_ns = max(self.recent_longest_ns, waiting), 0
         return {
             "kind": self.kind,
             "connections": self._visits,
             "broken": self._broken + self._failed_connects,
             "requests": self._forgotten + len(self._begun_ns),
-            "longest_wait_ns": longest,
+            "longest_wait_ns": self.longest_since_heartbeat_ns(),
             "wrong_bytes": self._wrong.lost + self._wrong.duplicated + self._wrong.corrupted,
         }
 

@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 
 from testbed.handover.announcement import SCHEDULE_MS
-from testbed.lab import plan as planned
 from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
@@ -117,9 +116,9 @@ def test_a_mac_address_for_each_host_works_with_an_announcement(tmp_path: Path, 
     turned = {
         (change.node, change.was, change.now)
         for change in result.migrations[0].tables
-        if change.key == planned.GUEST_IPV4.split("/")[0]
+        if change.key == "10.7.0.10"
     }
-    before, after = (planned.PER_HOST_MACS[host] for host in planned.HOSTS)
+    before, after = ("02:00:00:00:0a:42", "02:00:00:00:0b:42")
     assert turned == {("client1", before, after), ("client2", before, after)}
 
 
