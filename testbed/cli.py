@@ -34,6 +34,7 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.predict import command_like
 from testbed.commands.report import NoReport, report
 from testbed.commands.run import run, scenarios, validate
 from testbed.commands.showing import Show, is_live, lent, run_shown
@@ -189,6 +190,7 @@ def migrate(
     finish(_run(options, name, runs, show))
 
 
+app.command("predict")(command_like(migrate))
 app.command()(run)
 app.command()(validate)
 app.command()(scenarios)
@@ -203,8 +205,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all "
-            "if none is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, "
+            "probing, prediction, report; all if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,

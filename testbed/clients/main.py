@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netns.forkserver import ready
+from testbed.clients.bulk import Download, Upload
 from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
+from testbed.clients.http import http_probe
 from testbed.clients.icmp import IcmpProbe
 from testbed.clients.ledger import LedgerProbe
 from testbed.clients.loop import IN, Loop
@@ -37,6 +39,8 @@ from testbed.clients.spec import (
     ChurnSpec,
     ClientSpec,
     ClosedLoopSpec,
+    DownloadSpec,
+    HttpSpec,
     IcmpSpec,
     LedgerSpec,
     OpenLoopSpec,
@@ -44,6 +48,7 @@ from testbed.clients.spec import (
     RampSpec,
     SpecError,
     UdpSpec,
+    UploadSpec,
     parse,
 )
 from testbed.clients.udp import UdpProbe
@@ -229,9 +234,10 @@ class Client:
 
     def _save(self, path: Path) -> None:
         """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `handled_ns` (0 where
-        nobody said), `probe` (its number); and of each probe its kind (`kinds`) and how often it sends
-        (`intervals_ns`, 0 where it has no interval)."""
+        nobody said), `probe` (its number); of each probe its kind (`kinds`) and how often it sends
+        (`intervals_ns`, 0 where it has no interval); and what a kind of probe has besides."""
         parts = [probe.samples() for probe in self._probes]
+        more = {name: array for probe in self._probes for name, array in probe.arrays().items()}
         try:
             np.savez(
                 path,
@@ -243,6 +249,7 @@ class Client:
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
                 kinds=np.array([probe.kind for probe in self._probes], dtype=np.str_),
                 intervals_ns=np.array([getattr(probe, "interval_ns", 0) for probe in self._probes], np.int64),
+                **more,
             )
         except OSError as error:
             Path(path).unlink(missing_ok=True)  # half a file is none
@@ -278,9 +285,15 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
         case RampSpec():
             return Ramp(spec, loop, trace, first)
         case ChurnSpec():
-            return Churn(spec, loop, trace, first)
+            return Churn(spec.target, spec.rate_per_s, spec.size, loop, trace, first)
+        case HttpSpec():
+            return http_probe(spec, loop, trace, client, first)
         case LedgerSpec():
             return LedgerProbe(spec, loop, trace, client, first)
+        case DownloadSpec():
+            return Download(loop, trace, spec, first)
+        case UploadSpec():
+            return Upload(loop, trace, spec, first)
         case UdpSpec():
             return UdpProbe(spec, loop, trace, first)
         case IcmpSpec():

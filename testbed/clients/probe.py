@@ -175,6 +175,10 @@ class Probe(ABC):
         """Every sample whose reply is not due any more, and that has not been forgotten."""
         return columns(self.members())
 
+    def arrays(self) -> dict[str, Any]:
+        """What is to be saved beside the samples: arrays by name."""
+        return {}
+
     def waiting_ns(self, now_ns: int) -> int:
         """The longest wait that is under way."""
         waits = (now_ns - member.sent_ns[-member.due] for member in self.members() if member.due)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from testbed.commands import asked
-from testbed.commands.ending import PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
+from testbed.commands.ending import ENDED_BY, PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
 from testbed.commands.inside import check_scenarios, inside_universe
 from testbed.commands.report import NoReport
 from testbed.commands.showing import Show, is_live, lent, run_shown
@@ -76,12 +76,26 @@ def run(
             results.append(path.read_text())
 
     for scenario in found:
-        if several and not show.quiet:
-            print(f"=== {scenario.name}: {scenario.shows}", flush=True)
+        if not show.quiet:
+            _introduce(scenario)
         statuses.append(_run_one(scenario, runs, import_path, show, several=several, kept=kept))
+        if statuses[-1] in ENDED_BY:
+            finish(statuses[-1])
     if several and json_:
         print(json.dumps([json.loads(text) for text in results], indent=2))
     finish(worst(statuses))
+
+
+def _introduce(scenario: Scenario) -> None:
+    """What it is for, before it runs."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console(highlight=False)
+    console.print(f"\n{scenario.name}", style="bold")
+    for text in filter(None, (scenario.shows, scenario.expect)):
+        console.print(Padding(text, (0, 0, 0, 2)))
+    console.print()
 
 
 def _run_one(

@@ -60,7 +60,8 @@ def test_without_their_being_moved_they_are_lost(
 
 def test_a_rollback_leaves_every_datagram_where_it_was(tmp_path: Path, asking: Any) -> None:
     asking({"kind": "udp", "rate_per_s": 400, "size": 200, "address": ADDRESSES[0]})
-    result = migrate(tmp_path, program=SLOW, clients=1, connections=1, fault="switchover:target-out-of-memory")
+    fault = "switchover:target-out-of-memory"
+    result = migrate(tmp_path, program=SLOW, clients=1, connections=1, fault=fault)
     assert result.outcome == "rolled-back"
     (row,) = rows(result, "udp")
     assert (row.lost, row.duplicated, row.reordered) == (0, 0, 0)
