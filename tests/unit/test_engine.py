@@ -110,7 +110,7 @@ def test_that_a_switchover_comes_is_told_while_the_guest_runs(precopy: bool) -> 
     trace = Trace("source")
     trace.flush = flush  # type: ignore[method-assign]
     meet(source, FakeTarget(), Plan(SECRET, b"n" * 16, precopy=precopy), trace=trace)
-    assert [state for state, events in told if "switching-over" in events][0] == "running"
+    assert next(state for state, events in told if "switching-over" in events) == "running"
     assert not [state for state, _ in told if state == "paused"], "no event is sent in the blackout"
 
 
