@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from testbed.clients.account import LEAST_VALUE_BYTES
+from testbed.measure.datagram import HEADER_BYTES
 from testbed.measure.pattern import PERIOD
 
-PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001}
+PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001, "bulk": 7002}
 
 _MOST_CONNECTIONS = 50_000
 _MOST_RATE = 1_000_000
@@ -38,8 +39,10 @@ class ClosedLoopSpec:
 
     target: Target
     program: str = "echo"
-    connections: int = 8
-    interval_us: int = 1000
+    connections: int = 1
+    interval_us: int = 2000
+    """Cheap by default: `testbed bench probing` says what it costs the guest. More connections, or a shorter
+    interval, are a load besides; they tell the beginning of a pause more exactly."""
     size: int = 64
     path: str = "/counter"
     """Of http only."""
@@ -52,7 +55,7 @@ class OpenLoopSpec:
 
     target: Target
     connections: int = 1
-    rate_per_s: float = 1000.0
+    rate_per_s: float = 500.0
     size: int = 64
 
 
@@ -86,17 +89,82 @@ class LedgerSpec:
     keys: int = 16
 
 
-ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec | LedgerSpec
+@dataclass(frozen=True)
+class HttpSpec:
+    """Each of `connections` gets `path` once each `interval_us`: on a connection that is `kept`, in a closed
+    loop, or on a new one each time, whatever became of those before."""
 
-KINDS: dict[
-    str,
-    type[ClosedLoopSpec] | type[OpenLoopSpec] | type[RampSpec] | type[ChurnSpec] | type[LedgerSpec],
-] = {
+    target: Target
+    connections: int = 1
+    interval_us: int = 10_000
+    path: str = "/counter"
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class DownloadSpec:
+    """Each of `connections` reads the ramp from a bulk program, as fast as it comes, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
+class UploadSpec:
+    """Each of `connections` sends the ramp to a bulk program, as fast as it is taken, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
+class UdpSpec:
+    """Each of `connections` flows sends `rate_per_s` numbered datagrams of `size` bytes a second to an echo
+    program, whatever comes back."""
+
+    target: Target
+    connections: int = 1
+    rate_per_s: float = 200.0
+    size: int = 64
+
+
+@dataclass(frozen=True)
+class IcmpSpec:
+    """Pings `rate_per_s` times a second, with `size` bytes of data, whatever comes back."""
+
+    target: Target
+    rate_per_s: float = 100.0
+    size: int = 56
+
+
+ProbeSpec = (
+    ClosedLoopSpec
+    | OpenLoopSpec
+    | RampSpec
+    | ChurnSpec
+    | LedgerSpec
+    | HttpSpec
+    | DownloadSpec
+    | UploadSpec
+    | UdpSpec
+    | IcmpSpec
+)
+
+KINDS: dict[str, type[ProbeSpec]] = {
     "closed-loop": ClosedLoopSpec,
     "open-loop": OpenLoopSpec,
     "ramp": RampSpec,
     "churn": ChurnSpec,
     "ledger": LedgerSpec,
+    "http": HttpSpec,
+    "download": DownloadSpec,
+    "upload": UploadSpec,
+    "udp": UdpSpec,
+    "icmp": IcmpSpec,
 }
 _PROGRAMS = {
     "closed-loop": ("echo", "kv", "http", "kv-durable"),
@@ -104,7 +172,15 @@ _PROGRAMS = {
     "ramp": ("ramp",),
     "churn": ("echo",),
     "ledger": ("kv-durable", "kv"),
+    "http": ("http",),
+    "download": ("bulk",),
+    "upload": ("bulk",),
+    "udp": ("echo",),
 }
+PORTLESS = ("icmp",)
+"""Kinds that ask the guest's kernel, which has no ports."""
+PACKET_BYTES = (HEADER_BYTES, 65_000)
+"""How many bytes of data a packet may have: its number and times have room, and it is one packet of IP."""
 _BOUNDS = {
     "connections": (1, _MOST_CONNECTIONS),
     "interval_us": (1, 3_600_000_000),
@@ -159,11 +235,14 @@ def _probe(where: str, probe: Any) -> ProbeSpec:
         raise SpecError(f"{where}: `kind` must be one of {', '.join(KINDS)}")
     given = dict(probe)
     kind = given.pop("kind")
-    spec, programs = KINDS[kind], _PROGRAMS[kind]
-    program = given.pop("program", programs[0])
-    if program not in programs:
-        raise SpecError(f"{where}: `program` of a {kind} probe must be one of {', '.join(programs)}")
-    target = _target(where, given.pop("address", None), given.pop("port", PROGRAM_PORTS[program]))
+    spec, program, port = KINDS[kind], None, None
+    if kind not in PORTLESS:
+        programs = _PROGRAMS[kind]
+        program = given.pop("program", programs[0])
+        if program not in programs:
+            raise SpecError(f"{where}: `program` of a {kind} probe must be one of {', '.join(programs)}")
+        port = given.pop("port", PROGRAM_PORTS[program])
+    target = _target(where, given.pop("address", None), port)
     wanted = {field.name: field for field in fields(spec) if field.name not in ("target", "program")}
     for name, value in given.items():
         if name not in wanted:
@@ -176,14 +255,20 @@ def _probe(where: str, probe: Any) -> ProbeSpec:
     size = given.get("size", LedgerSpec.size)
     if spec is LedgerSpec and not LEAST_VALUE_BYTES <= size <= _MOST_VALUE_BYTES:
         raise SpecError(f"{where}: `size` of a ledger must be {LEAST_VALUE_BYTES} to {_MOST_VALUE_BYTES}")
+    if spec in (UdpSpec, IcmpSpec) and not PACKET_BYTES[0] <= given.get("size", 64) <= PACKET_BYTES[1]:
+        least, most = PACKET_BYTES
+        raise SpecError(f"{where}: `size` of a packet must be a number from {least} to {most}")
     return spec(target=target, **given)
 
 
 def _target(where: str, address: Any, port: Any) -> Target:
+    """`port` None where there is none."""
     try:
         address = str(ipaddress.ip_address(address if isinstance(address, str) else ""))
     except ValueError:
         raise SpecError(f"{where}: `address` must be an IPv4 or IPv6 address, not {address!r}") from None
+    if port is None:
+        return Target(address, 0)
     if not _is_number(port, int) or not 0 < port < 65536:
         raise SpecError(f"{where}: `port` must be 1 to 65535, not {port!r}")
     return Target(address, port)
@@ -191,6 +276,10 @@ def _target(where: str, address: Any, port: Any) -> Target:
 
 def _check_value(where: str, name: str, value: Any, default: Any) -> None:
     assert default is not MISSING
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{where}: `{name}` must be true or false, not {value!r}")
+        return
     if isinstance(default, str):
         if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or " " in value:
             raise SpecError(f"{where}: `{name}` must be a path that begins with /, not {value!r}")

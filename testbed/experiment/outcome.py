@@ -223,6 +223,9 @@ def clients(summaries: Mapping[str, Mapping[str, Any]], vm_of: Mapping[str, str]
         writes_lost=total("writes_lost"),
         writes_phantom=total("writes_phantom"),
         ledgers_unsettled=total("unsettled"),
+        packets_lost=total("lost"),
+        packets_duplicated=total("duplicated"),
+        packets_reordered=total("reordered"),
         gap_ms=gap(row.longest_wait_ms for row in each),
         baseline_gap_ms=gap(row.baseline_wait_ms for row in each),
         each=each,
@@ -270,9 +273,28 @@ def _rows(client: str, probe: Mapping[str, Any], vm_of: Mapping[str, str]) -> li
             retransmits=int((member or probe).get("retransmits") or 0),
             broken=None if member is None else member.get("broken"),
             vm=vm_of[probe["address"]],
+            **_known(member if member is not None else probe),
         )
         for member in members
     ]
+
+
+def _known(member: Mapping[str, Any]) -> dict[str, Any]:
+    """What only some kinds of probe know of a connection."""
+    known: dict[str, Any] = {name: member.get(name) for name in ("lost", "duplicated", "reordered")}
+    known["statuses"] = member.get("statuses")
+    ways = member.get("one_way") or {}
+    known |= {f"one_way_{way}_ms": _spread(ways.get(way)) for way in ("there", "back")}
+    if (rate := member.get("rate_mbit")) is not None:
+        known["rate_mbit"] = model.Rate(**rate)
+        known["stalled_ms"] = _optional_ms(member["stalled_ns"])
+    return known
+
+
+def _spread(delays: Mapping[str, int] | None) -> model.Gap | None:
+    if delays is None:
+        return None
+    return model.Gap(p50=_ms(delays["p50_ns"]), p99=_ms(delays["p99_ns"]), max=_ms(delays["max_ns"]))
 
 
 def _maxima(parts: Sequence[Mapping[str, Any]]) -> list[int | None]:

@@ -7,11 +7,13 @@ go wrong, known conditions of a link. Every kind of probe has a trial: a test fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from netns.link_figures import LinkFigures
 from testbed.measure.accuracy import Definition
+from testbed.scenario.parts import Conditions
 
 MS = 1_000_000
 PAUSES_NS = (0, 1 * MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 200 * MS)
@@ -28,6 +30,8 @@ class PauseTrial:
     probe: Mapping[str, Any]
     definition: Definition
     interval_ns: int
+    on_wire: bool = True
+    """Whether its waits can be found again in a capture: each begins with a frame."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -51,6 +55,45 @@ class CountTrial:
         return {"kind": self.kind, **self.probe}
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A figure at `path` of a probe's report, and what it should say by the word of who brought the
+    conditions about (None where that one does not say). With `added` it is what the conditions add to the
+    same figure without them. An error of at most `allowed` holds; `scale` is what a unit is in the report's.
+    """
+
+    what: str
+    unit: str
+    path: tuple[str, ...]
+    true: Callable[[LinkFigures], float | None]
+    allowed: float
+    scale: float = 1.0
+    added: bool = False
+
+    def of(self, report: Mapping[str, Any]) -> float:
+        found: Any = report
+        for name in self.path:
+            found = found[name]
+        return float(found) / self.scale
+
+
+@dataclass(frozen=True)
+class ConditionTrial:
+    """`probe` on a client whose link has `conditions`, which are asked for as `asked` says."""
+
+    name: str
+    kind: str
+    program: str
+    probe: Mapping[str, Any]
+    conditions: Conditions
+    asked: float
+    readings: tuple[Reading, ...]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.probe}
+
+
 _FOUR = {"connections": 4, "interval_us": 1000}
 _GRID_NS = 250_000
 """Four connections a millisecond take their turns so far apart (GRAIN_NS in testbed.clients.closed_loop)."""
@@ -67,10 +110,12 @@ PAUSES = (
     PauseTrial("open-loop", "open-loop", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
-    PauseTrial("ramp", "ramp", "ramp", {"rate_bytes_per_s": 1 << 28}, REQUEST, _BRIDGED_NS),
+    PauseTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
+    PauseTrial("ramp", "ramp", "ramp", {"rate_bytes_per_s": 1 << 28}, REQUEST, _BRIDGED_NS, False),
 )
 
 _BYTES = {"bytes_lost": "lost", "bytes_duplicated": "doubled", "bytes_corrupted": "altered"}
+_DATAGRAMS = {"lost": "datagrams_lost", "duplicated": "datagrams_doubled", "corrupted": "datagrams_altered"}
 _WRITES = {"writes_lost": "forgotten", "writes_phantom": "garbled"}
 _LEDGER = {"program": "kv", "connections": 1, "interval_us": 1000, "keys": 2000}
 """So many keys that none is written twice: a forgotten write that another has covered is no loss."""
@@ -80,11 +125,61 @@ COUNTS = (
     CountTrial("closed-loop", "closed-loop", f"{_FAULTY}FaultyEcho", {**_FOUR}, _BYTES),
     CountTrial("open-loop", "open-loop", f"{_FAULTY}FaultyEcho", {"rate_per_s": 1000.0}, _BYTES),
     CountTrial("churn", "churn", f"{_FAULTY}FaultyEcho", {"rate_per_s": 300.0}, _BYTES),
+    CountTrial("udp", "udp", f"{_FAULTY}FaultyEcho", {"rate_per_s": 1000.0}, _DATAGRAMS),
     CountTrial("ramp", "ramp", f"{_FAULTY}FaultyRamp", {"connections": 2}, _BYTES),
     CountTrial("ledger", "ledger", f"{_FAULTY}FaultyStore", _LEDGER, _WRITES),
 )
 
 
+DELAY_MS = 10.0
+DELAY_ALLOWED_MS = 0.5
+LOSS = 0.02
+LOSS_ALLOWED = 2.0
+"""Frames of others on the link (ARP, and the probe's own that are not counted) may be among the lost."""
+
+
+def _there_ms(told: LinkFigures) -> float | None:
+    return None if told.forward.delay_p50_ns is None else told.forward.delay_p50_ns / MS
+
+
+def _back_ms(told: LinkFigures) -> float | None:
+    return None if told.backward.delay_p50_ns is None else told.backward.delay_p50_ns / MS
+
+
+def _both_ms(told: LinkFigures) -> float | None:
+    there, back = _there_ms(told), _back_ms(told)
+    return None if there is None or back is None else there + back
+
+
+def _lost(told: LinkFigures) -> float | None:
+    there, back = told.forward.lost, told.backward.lost
+    return None if there is None or back is None else there + back
+
+
+def _delay(what: str, true: Callable[[LinkFigures], float | None], *path: str) -> Reading:
+    return Reading(what, "ms", path, true, DELAY_ALLOWED_MS, MS, added=True)
+
+
+_ROUND_TRIP = _delay("round trip", _both_ms, "waits", "p50_ns")
+_CONNECT = _delay("connect", _both_ms, "connect", "waits", "p50_ns")
+_ONE_WAY = (
+    _delay("one way there", _there_ms, "one_way", "there", "p50_ns"),
+    _delay("one way back", _back_ms, "one_way", "back", "p50_ns"),
+)
+_LOSSES = (Reading("lost", "", ("lost",), _lost, LOSS_ALLOWED),)
+_DELAYED = Conditions(delay_ns=round(DELAY_MS * MS))
+_LOSSY = Conditions(loss=LOSS)
+
+CONDITIONS = (
+    ConditionTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
+    ConditionTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, _DELAYED, DELAY_MS, (_CONNECT,)),
+    ConditionTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
+    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, _DELAYED, DELAY_MS, _ONE_WAY),
+    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, _LOSSY, LOSS, _LOSSES),
+    ConditionTrial("icmp", "icmp", "echo", {"rate_per_s": 500.0}, _LOSSY, LOSS, _LOSSES),
+)
+
+
 def kinds_tried() -> set[str]:
     """The kinds of probe that have a trial."""
-    return {trial.kind for trial in (*PAUSES, *COUNTS)}
+    return {trial.kind for trial in (*PAUSES, *COUNTS, *CONDITIONS)}

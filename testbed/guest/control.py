@@ -13,7 +13,8 @@ Orders, the states in which each is obeyed, and the answers:
     {"do": "start"}     new -> running         first boot: {"running": t_ns}. With "disk": {"bytes"} and one
                                                descriptor the guest has a disk, see below
     {"do": "pause"}     running -> paused      {"paused": true, "t_ns", "registers": {...}, "last": bool,
-                                                "sockets": [[slot, fd, "listener" | "connection"], ...]}
+                                                "sockets": [[slot, fd, kind], ...]} of kind "listener",
+                                               "datagrams" (UDP) or "connection",
                                                at most SOCKETS_A_MESSAGE of them; more follow in messages
                                                {"sockets", "last"}, the last of which has "last": true
     {"do": "continue"}  paused -> running      {"running": t_ns}: a migration was rolled back

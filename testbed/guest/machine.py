@@ -23,6 +23,7 @@ from enum import Enum
 from typing import Any
 
 from testbed.guest.control import SOCKETS_A_MESSAGE, Control, ControlClosed, ControlError
+from testbed.guest.datagrams import Datagrams, udp_socket
 from testbed.guest.disk import Disk, DiskLost, Fenced
 from testbed.guest.heap import HeapError
 from testbed.guest.load import Load, fill
@@ -30,7 +31,7 @@ from testbed.guest.memory import Memory
 from testbed.guest.program import GuestFault, ProgramError, load_program
 from testbed.guest.ring import Ring
 from testbed.guest.service import COUNTERS, Service
-from testbed.guest.spec import BACKLOG, MachineSpec, listening_socket, tcp_socket
+from testbed.guest.spec import BACKLOG, MachineSpec, datagram_socket, listening_socket, tcp_socket
 from testbed.memory.region import Region
 from testbed.memory.userfaultfd import open_for_tracking
 
@@ -83,6 +84,7 @@ class Machine:
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._listeners: Listeners = {}
         self._service: Service | None = None
+        self._datagrams: Datagrams | None = None
         self._load: Load | None = None
         self._disk: Disk | None = None
         self._attached: list[int] = []
@@ -115,6 +117,7 @@ class Machine:
         ready, monotonic_ns = service.ready, time.monotonic_ns
         loading, ends_turns = load.active, service.ends_turns
         load_due_ns = 0
+        datagrams = self._datagrams.sockets if self._datagrams is not None else {}
         while True:
             if ends_turns:
                 service.end_turn()
@@ -133,6 +136,8 @@ class Machine:
                 elif fd in service.dormant:
                     ready(service.wake(fd), events)
                     self._steps += 1
+                elif fd in datagrams and self._datagrams is not None:
+                    self._steps += self._datagrams.ready(fd, flag)
                 elif fd in self._listeners:
                     self._accept(self._listeners[fd], ACCEPTS_A_STEP)
                 elif fd == self._control.fileno():
@@ -242,6 +247,8 @@ class Machine:
         self._assemble(memory, fresh=True)
         for address in self.spec.addresses:
             self._listen(listening_socket(address, self.program_class))
+            if self._datagrams is not None:
+                self._datagrams.adopt(udp_socket(datagram_socket(address, self.program_class)))
         return self._go()
 
     def _order_pause(self) -> None:
@@ -262,6 +269,7 @@ class Machine:
     def _tell_sockets(self, head: dict[str, Any]) -> None:
         service, _ = self._running_parts()
         sockets: list[list[int | str]] = [[i, fd, "listener"] for i, fd in enumerate(self._listeners)]
+        sockets += [[i, fd, "datagrams"] for i, fd in enumerate(self._datagram_fds())]
         sockets += [[slot, fd, "connection"] for slot, fd in service.bound()]
         for start in range(0, max(1, len(sockets)), SOCKETS_A_MESSAGE):
             part = sockets[start : start + SOCKETS_A_MESSAGE]
@@ -290,6 +298,8 @@ class Machine:
                 self._attached.append(slot)
             elif kind == "listener":
                 self._listen(socket.socket(fileno=fd))
+            elif kind == "datagrams":
+                self._adopt_datagrams(fd)
             elif kind == "disk":
                 self._reconnect_disk(message, fd)
             else:
@@ -302,6 +312,8 @@ class Machine:
         missing = set(service.table.slots()) - set(self._attached)
         if missing:
             raise ControlError(f"{len(missing)} connections came without a socket: slot {min(missing)} ...")
+        if self._datagrams is not None and not self._datagrams.sockets:
+            raise ControlError("the program has a UDP port, and no socket of it came")
         if self._disk is not None and self._disk.fd < 0:
             raise ControlError("the guest has a disk, and no socket of it came")
         self.state = State.ATTACHED
@@ -338,6 +350,8 @@ class Machine:
             program, memory, self._epoll, tcp_socket, time.monotonic_ns,
             max_connections=self.spec.max_connections, linger_ns=self.spec.linger_ns,
         )  # fmt: skip
+        if self.program_class.udp_port:
+            self._datagrams = program.datagrams = Datagrams(memory, self._epoll, service.datagram)
         load = Load(memory, self.spec.load)
         handler = "boot"
         try:
@@ -355,6 +369,15 @@ class Machine:
         listener.setblocking(False)
         self._listeners[listener.fileno()] = listener
         self._epoll.register(listener.fileno(), select.EPOLLIN)
+
+    def _adopt_datagrams(self, fd: int) -> None:
+        """Serve the UDP socket `fd`. ControlError where the program has no UDP port."""
+        if self._datagrams is None:
+            raise ControlError("a UDP socket came, and the program has no UDP port")
+        self._datagrams.adopt(udp_socket(socket.socket(fileno=fd)))
+
+    def _datagram_fds(self) -> list[int]:
+        return list(self._datagrams.sockets) if self._datagrams is not None else []
 
     def _reconnect_disk(self, message: dict[str, Any], fd: int) -> None:
         """Give the disk the connection `fd`; it may have grown. ControlError where there is no disk."""
@@ -376,7 +399,7 @@ class Machine:
     def _owned(self) -> set[int]:
         bound = self._service.bound() if self._service is not None else []
         disk = self._disk.fd if self._disk is not None else -1
-        return {*self._listeners, *(fd for _, fd in bound), disk}
+        return {*self._listeners, *self._datagram_fds(), *(fd for _, fd in bound), disk}
 
     def registers(self) -> dict[str, Any]:
         """What the machine remembers outside RAM; JSON-able."""
@@ -400,9 +423,9 @@ class Machine:
     def stats(self) -> dict[str, Any]:
         """What is known of the guest now; JSON-able.
 
-        `listeners` are descriptors; `faults` counts the program's, `fault_lines` has the first of them;
-        `refused` are connections for which there was no slot or memory, `lingered` those whose peer never
-        ended; `disk` is there where the guest has one, see Disk.stats.
+        `listeners` and `datagram_sockets` are descriptors; `faults` counts the program's, `fault_lines` has
+        the first of them; `refused` are connections for which there was no slot or memory, `lingered` those
+        whose peer never ended; `disk` is there where the guest has one, see Disk.stats.
         """
         answer: dict[str, Any] = {"state": self.state.value, "host": self.spec.host, "steps": self._steps}
         if self._service is None or self._load is None:
@@ -417,6 +440,7 @@ class Machine:
         return {
             **answer,
             "listeners": list(self._listeners),
+            "datagram_sockets": self._datagram_fds(),
             "connections": self._service.table.in_use,
             **dict(zip(COUNTERS, self._service.counters.tolist(), strict=True)),
             "fault_lines": self._service.faults,
@@ -424,6 +448,7 @@ class Machine:
             "load": self._load.stats(ran_ns),
             "heap": {"used_bytes": heap.used_bytes, "free_bytes": heap.free_bytes},
             "program": program,
+            **({"datagrams": self._datagrams.stats()} if self._datagrams is not None else {}),
             **({"disk": self._disk.stats()} if self._disk is not None else {}),
         }
 

@@ -29,12 +29,25 @@ import importlib
 from typing import Any
 
 from testbed.guest.connections import Connection
+from testbed.guest.datagrams import Datagrams, Sender
 from testbed.guest.disk import Disk
 from testbed.guest.memory import Memory
 
-__all__ = ["SHIPPED", "Connection", "GuestFault", "Memory", "Program", "ProgramError", "load_program"]
+__all__ = [
+    "SHIPPED",
+    "Connection",
+    "GuestFault",
+    "Memory",
+    "Program",
+    "ProgramError",
+    "Sender",
+    "load_program",
+]
+
+Buffer = bytes | bytearray | memoryview
 
 SHIPPED = {
+    "bulk": "testbed.guest.programs.bulk:Bulk",
     "echo": "testbed.guest.programs.echo:Echo",
     "http": "testbed.guest.programs.http:Http",
     "kv": "testbed.guest.programs.kv:KeyValue",
@@ -67,6 +80,12 @@ class Program:
     send_buffer_bytes: int = 0
     """The kernel's send buffer for each connection (SO_SNDBUF, which doubles it); 0 lets the kernel
     choose."""
+
+    udp_port: int = 0
+    """The UDP port at which :meth:`datagram` hears, on every address of the guest; 0: none."""
+
+    datagrams: Datagrams | None = None
+    """The program's UDP sockets. Set by the machine before :meth:`boot` where there is a `udp_port`."""
 
     host: str = ""
     """The host which the guest runs on just now. Set by the machine before :meth:`attach`: not guest
@@ -102,6 +121,15 @@ class Program:
     def closed(self, connection: Connection) -> None:
         """The connection is over in both directions, or was reset. Its state can still be read; nothing can
         be sent."""
+
+    def datagram(self, data: bytes, sender: Sender) -> None:
+        """A datagram has come. What is to be answered goes by :meth:`send_datagram`."""
+
+    def send_datagram(self, data: Buffer, to: Sender) -> None:
+        """Send one, or lose it, as UDP may. RuntimeError without a `udp_port`."""
+        if self.datagrams is None:
+            raise RuntimeError(f"{type(self).__name__} has no udp_port to send datagrams from")
+        self.datagrams.send(data, to)
 
     def disk_done(self, tag: int, error: str | None, data: memoryview) -> None:
         """The request of :attr:`disk` with `tag` is done, or failed with `error` (the protocol's name of it,
@@ -140,4 +168,6 @@ def load_program(name: str) -> type[Program]:
         raise ProgramError(f"program {name!r}: {module_name} has no Program called {class_name}")
     if not 0 < found.port < 65536:
         raise ProgramError(f"program {name!r}: port {found.port} is not a TCP port")
+    if not 0 <= found.udp_port < 65536:
+        raise ProgramError(f"program {name!r}: udp_port {found.udp_port} is not a UDP port")
     return found

@@ -50,6 +50,7 @@ from testbed.guest.connections import (
     ConnectionTable,
     Transport,
 )
+from testbed.guest.datagrams import Sender
 from testbed.guest.heap import OutOfMemory
 from testbed.guest.memory import Memory
 from testbed.guest.program import GuestFault, Program
@@ -266,6 +267,13 @@ class Service:
             self._note_fault("disk_done", problem)
         if self.held:
             self._release()
+
+    def datagram(self, data: bytes, sender: Sender) -> None:
+        """A datagram has come to the program's UDP port."""
+        try:
+            self.program.datagram(data, sender)
+        except Exception as problem:
+            self._note_fault("datagram", problem)
 
     def end_turn(self) -> None:
         """Whoever was ready has been served."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import _socket
 import socket
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 from testbed.guest.load import LoadSpec
 from testbed.guest.program import Program
 from testbed.guest.service import LINGER_NS
+from testbed.udp.sockets import ROOM_BYTES, make
+from testbed.udp.state import SocketState
 
 BACKLOG = 4096
 
@@ -77,6 +80,12 @@ def listening_socket(address: str, program: type[Program]) -> socket.socket:
         problem = f"cannot listen on {address} port {program.port}: {error.strerror}"
         raise OSError(error.errno, problem) from error
     return listener
+
+
+def datagram_socket(address: str, program: type[Program]) -> socket.socket:
+    """A UDP socket for `program` on one address, with room to receive. OSError names the address; nothing is
+    left then."""
+    return make(SocketState(ip_address(address), program.udp_port, True, 2 * ROOM_BYTES, 2 * ROOM_BYTES))
 
 
 def tcp_socket(fd: int) -> _socket.socket:

@@ -446,10 +446,10 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
     """Entry of the agent's process. `argument`: {"name", "host", "number" (of the guest, from 0, which has
-    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "recorder", "deadline_s",
-    "storage", "kept"}; `fds` are the listening control socket, the keeper's line, journal and store, and the
-    descriptors of the guest that an agent before this one left, described in ``argument["kept"]``. See
-    :class:`Agent`.
+    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "port_delay_s",
+    "recorder", "deadline_s", "storage", "kept"}; `fds` are the listening control socket, the keeper's line,
+    journal and store, and the descriptors of the guest that an agent before this one left, described in
+    ``argument["kept"]``. See :class:`Agent`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -465,6 +465,7 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
         storage,
         argument["name"],
         PortNames.numbered(argument["number"]),
+        argument["port_delay_s"],
     )
     of_all = {} if argument["vm"] is None else {"vm": argument["vm"]}
     trace = Trace(site.agent, Path(argument["recorder"]), of_all)

@@ -24,6 +24,9 @@ from testbed.migration.source import TraceLike
 from testbed.tcp.injector import Injector
 from testbed.tcp.state import ConnectionState, ListenerState
 from testbed.tcp.thaw import acknowledge, prepare, release, thaw, thaw_listener
+from testbed.udp import state as udp
+from testbed.udp.sockets import make
+from testbed.udp.state import Datagram
 
 SPARE_SOCKETS = 16
 
@@ -44,6 +47,8 @@ class ArrivingGuest:
         self._spare: dict[int, list[socket.socket]] = {}
         self._registers: dict[str, Any] | None = None
         self._listeners: dict[int, socket.socket] = {}
+        self._udp: list[socket.socket] = []
+        self._waiting: list[Datagram] = []
         self._connections: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.urgency = Urgency()
         self.arbiter: DiskArbiter | None = None
@@ -90,6 +95,7 @@ class ArrivingGuest:
             count = min(int(foreseen[devices.COUNT]), self.guest.description.max_connections)
             listeners = devices.decode_sockets(bytes.fromhex(foreseen[devices.LISTENERS]))
             table = neighbours.decode(bytes.fromhex(foreseen[devices.NEIGHBOURS]))
+            udp_sockets = udp.decode_sockets(bytes.fromhex(foreseen[devices.UDP_SOCKETS]))
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"what was foreseen is not device state: {error!r}") from error
         self.guest.network.neighbours.install(table)
@@ -99,6 +105,7 @@ class ArrivingGuest:
                 if not isinstance(state, ListenerState):
                     raise ProtocolError("a connection among the listeners")
                 self._listeners[slot] = thaw_listener(state)
+            self._udp = [make(state) for state in udp_sockets]
             self._injector = self._stack.enter_context(Injector())
             for family in (socket.AF_INET, socket.AF_INET6):
                 self._spare[family] = [prepare(family) for _ in range(count + SPARE_SOCKETS)]
@@ -122,6 +129,7 @@ class ArrivingGuest:
         if device.name == devices.REGISTERS:
             self._registers = devices.decode_registers(device.data)
             sockets = [(slot, "listener", one) for slot, one in self._listeners.items()]
+            sockets += [(number, "datagrams", one) for number, one in enumerate(self._udp)]
             if self.guest.description.disk is not None and self._disk is None:
                 self._disk = self.guest.open_disk(self.guest.epoch)
             connection, told = self._disk or (None, None)
@@ -131,6 +139,8 @@ class ArrivingGuest:
             self._trace.event("mark", name="attach-begun")
         elif device.name == devices.CONNECTIONS:
             self._load_connections(device.data)
+        elif device.name == devices.UDP:
+            self._load_datagrams(device.data)
         else:
             return False
         return True
@@ -147,6 +157,12 @@ class ArrivingGuest:
                 thawed = thaw(state, spare.pop() if spare else None, self._injector)
                 self._connections[slot] = (thawed, state)
         self._trace.event("mark", name="connections-thawed", connections=len(self._connections))
+
+    def _load_datagrams(self, data: bytes) -> None:
+        try:
+            self._waiting += udp.decode_queue(data)
+        except udp.UdpStateError as error:
+            raise ProtocolError(f"what waits for the guest: {error}") from error
 
     def ready(self) -> None:
         if self._registers is None:
@@ -183,6 +199,7 @@ class ArrivingGuest:
                 # tell.
                 self._trace.event("connection-lost", slot=slot, reason=str(error))
         self._trace.event("mark", name="sockets-released")
+        network.requeue(self._waiting)
         network.deliver([*frames, *self._held])
         self._trace.event("mark", name="frames-released", frames=len(frames))
         resumed_ns = int(self.guest.process.unpause()["running"])
@@ -236,7 +253,7 @@ class ArrivingGuest:
             self.arbiter.close()
         if self._disk is not None:
             self._disk[0].close()
-        for one in self._listeners.values():
+        for one in (*self._listeners.values(), *self._udp):
             one.close()
         for one, _ in self._connections.values():
             one.close()
@@ -244,5 +261,6 @@ class ArrivingGuest:
             for one in spare:
                 one.close()
         self._listeners.clear()
+        self._udp.clear()
         self._connections.clear()
         self._spare.clear()

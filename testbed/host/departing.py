@@ -21,8 +21,12 @@ from testbed.migration.source import TraceLike
 from testbed.tcp.freeze import FreezeError, freeze, freeze_listener, unchanged, unfreeze
 from testbed.tcp.handshakes import HalfOpen, HandshakeHold
 from testbed.tcp.state import ConnectionState, ListenerState
+from testbed.udp import state as udp
+from testbed.udp.sockets import QueueReader, look_at
 
 HANDSHAKE_DEADLINE_S = 1.0
+UDP_BATCH = 128
+"""Datagrams in one device: even the largest are within a message then."""
 
 
 class DepartingGuest:
@@ -53,6 +57,11 @@ class DepartingGuest:
         self._kept_frames: list[bytes] = []
         self._connections: list[tuple[int, int]] = []
         self.urgency = Urgency()
+        self._queues: list[QueueReader] = []
+        self._late: dict[int, bytes] = {}
+        """Frames made of datagrams that still lie in their queue here."""
+        self.datagrams_moved = 0
+        """How many datagrams lay in the queues of UDP sockets."""
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.refrozen = 0
         self.last_heard_ns: int | None = None
@@ -74,6 +83,7 @@ class DepartingGuest:
         return {
             devices.COUNT: stats["connections"],
             devices.LISTENERS: devices.encode_sockets(listeners).hex(),
+            devices.UDP_SOCKETS: self._udp_sockets(stats["datagram_sockets"]).hex(),
             devices.NEIGHBOURS: neighbours.encode(self._guest.network.neighbours.read()).hex(),
         }
 
@@ -84,6 +94,7 @@ class DepartingGuest:
         self.urgency.raise_for([0])
         stats = self._guest.process.ask({"do": "stats"})
         self._listening = [self._guest.process.borrow(fd) for fd in stats["listeners"]]
+        self._queues = [QueueReader(self._guest.process.borrow(fd)) for fd in stats["datagram_sockets"]]
         network.handshakes.start()
         self._handshakes = HandshakeHold(self._listening)
         self._handshakes.hold()
@@ -112,6 +123,19 @@ class DepartingGuest:
             states = [(slot, self._freeze(slot, fd)) for slot, fd in batch]
             yield _device(devices.CONNECTIONS, devices.encode_sockets(states))
         yield from self._looked_at_again()
+        yield from self._waiting_datagrams()
+
+    def _udp_sockets(self, fds: Sequence[int]) -> bytes:
+        with ExitStack() as stack:
+            borrowed = [stack.enter_context(self._guest.process.borrow(fd)) for fd in fds]
+            return udp.encode_sockets([look_at(one) for one in borrowed])
+
+    def _waiting_datagrams(self) -> Iterator[wire.Device]:
+        """Last, as frames that had passed the bridge before the cut may still come. The queues stay as they
+        are, so there is nothing to take back."""
+        waiting = self._look_at_queues()
+        for start in range(0, len(waiting), UDP_BATCH):
+            yield _device(devices.UDP, udp.encode_queue(waiting[start : start + UDP_BATCH]))
 
     def _freeze_listener(self, fd: int) -> ListenerState:
         with self._guest.process.borrow(fd) as borrowed:
@@ -158,6 +182,17 @@ class DepartingGuest:
             self._kept_frames += self._guest.network.held()
 
     def held_frames(self) -> list[bytes]:
+        """With them, as the frames that they were, datagrams that have come to a queue since it was read."""
+        late = self._guest.network.frames_of(self._look_at_queues())
+        self._late.update((id(frame), frame) for frame in late)
+        return late + self._frames()
+
+    def _look_at_queues(self) -> list[udp.Datagram]:
+        waiting = [datagram for queue in self._queues for datagram in queue.look()]
+        self.datagrams_moved += len(waiting)
+        return waiting
+
+    def _frames(self) -> list[bytes]:
         kept, self._kept_frames = self._kept_frames, []
         return kept + self._guest.network.held()
 
@@ -204,7 +239,7 @@ class DepartingGuest:
     def _plug_again(self, returned: Sequence[bytes]) -> None:
         network = self._guest.network
         network.port.open()
-        network.deliver([*self.held_frames(), *returned])
+        network.deliver([*self._frames(), *(frame for frame in returned if id(frame) not in self._late)])
         network.handshakes.stop()
         network.announcer.restart()
         network.announcer.announce()
@@ -237,7 +272,10 @@ class DepartingGuest:
     def _give_back_sockets(self) -> None:
         for borrowed in (*self._listening, *(one for one, _ in self._frozen.values())):
             borrowed.close()
+        for queue in self._queues:
+            queue.close()
         self._listening.clear()
+        self._queues.clear()
         self._frozen.clear()
 
 

@@ -7,9 +7,12 @@ while the source still reads the last::
     foreseen     neighbours   testbed.handover.neighbours, hexadecimal
                  listeners    (u32 slot, u32 length, testbed.tcp.state)*, hexadecimal
                  count        connections that there are now
+                 udp-sockets  testbed.udp.state, hexadecimal
     devices      registers    JSON: what the guest's machine keeps outside RAM
                  connections  (u32 slot, u32 length, testbed.tcp.state)*; a slot that comes again replaces the
                  first
+                 udp          what lies in the queues of UDP sockets (testbed.udp.state); what comes again
+                 follows it
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ REGISTERS = "registers"
 NEIGHBOURS = "neighbours"
 LISTENERS = "listeners"
 CONNECTIONS = "connections"
+UDP_SOCKETS = "udp-sockets"
+UDP = "udp"
 COUNT = "count"
 VERSION = 1
 BATCH = 32

@@ -23,6 +23,10 @@ from testbed.handover.wiring import GUEST_INTERFACE, HOLD_PORTS, PORTS, GuestNic
 from testbed.host.description import GuestDescription
 from testbed.host.plain_disk import Storage
 from testbed.host.shared_storage import SharedStorage
+from testbed.udp.frames import frames
+from testbed.udp.state import Address, Datagram
+
+GUEST_MTU = 1500
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Site:
     storage: Storage | None = None
     agent: str = ""
     ports: PortNames = PORTS
+    port_delay_s: float = 0.0
+    """How long the port of a guest that comes here forwards nothing, as under a spanning tree."""
 
     @property
     def guest_namespace(self) -> str:
@@ -65,6 +71,7 @@ class GuestNetwork:
         ipv4, ipv6 = IPv4Interface(description.ipv4), IPv6Interface(description.ipv6)
         identity = description.identity
         others = [other for other in identity.macs if other != mac]
+        self._mac, self._ipv4, self._ipv6 = mac, ipv4.ip, ipv6.ip
         self._holding = description.hold
         self._handshakes_held = self._handshakes_dropped = 0
         with ExitStack() as stack:
@@ -95,9 +102,9 @@ class GuestNetwork:
             stack.callback(self._release.close)
             self._rewrite = (others[0], mac) if others else None
             self._delivery = Delivery(self.port, self._frames, self._release, rewrite=self._rewrite)
-            frames = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
+            announcements = build(Kind(description.announce), mac, ipv4.ip, ipv6.ip)
             silent = {ports.guest, *HOLD_PORTS}
-            self.announcer = Announcer(site.namespace, site.bridge, frames, silent=silent)
+            self.announcer = Announcer(site.namespace, site.bridge, announcements, silent=silent)
             stack.callback(self.announcer.close)
             self.neighbours = NeighbourTable(self.namespace, GUEST_INTERFACE)
             stack.callback(self.neighbours.close)
@@ -138,6 +145,26 @@ class GuestNetwork:
         self.handshakes.stop()
         self._handshakes_held += len(held)
         self._release.release(held)
+
+    def requeue(self, datagrams: Sequence[Datagram]) -> None:
+        """Give the guest datagrams that its kernel had taken in at the source, and its program not yet:
+        before :meth:`deliver`, for they came before what was held. They are no held frames, and not counted
+        as such.
+        """
+        released = self._release.released
+        self._release.release(self.frames_of(datagrams))
+        self._release.released = released
+
+    def frames_of(self, datagrams: Sequence[Datagram]) -> list[bytes]:
+        """The frames in which `datagrams` came for the guest on this host."""
+        return [
+            frame
+            for number, one in enumerate(datagrams, 1)
+            for frame in frames(one, self._mac, self._address(one), GUEST_MTU, number)
+        ]
+
+    def _address(self, datagram: Datagram) -> Address:
+        return self._ipv4 if datagram.sender.version == 4 else self._ipv6
 
     def deliver(self, earlier: Sequence[bytes]) -> None:
         """Release `earlier`, then what is held here, and plug the guest in. Its sockets are live by then."""

@@ -9,6 +9,8 @@ which one connection was kept waiting, each with its length. All further figures
 - Open loop (:func:`open_loop`): one wait for each pair of consecutive deliveries: the time between them
   less the time between the sending of them, where the latter counts for at least the nominal sending
   interval. Zero on a network that delays every message alike; never negative.
+- Numbered packets, of which some may be lost or overtake others (:func:`packets`): as an open loop, but in
+  the order of arrival, and what was lost is silence.
 
 The *longest wait* of a connection is its service gap. The *noise floor* beside it is the longest wait of
 the same connection while nothing was being migrated: :func:`split` parts the waits by migration windows
@@ -123,6 +125,58 @@ def open_loop(sent_ns: ArrayLike, received_ns: ArrayLike, connection: ArrayLike,
         raise ValueError("the messages of a connection must stand in the order of sending and of delivery")
     lengths = np.maximum(0, apart_received - np.maximum(interval_ns, apart_sent))
     return Waits(received[:-1][same], received[1:][same], lengths, numbers[1:][same])
+
+
+def packets(
+    sent_ns: ArrayLike, received_ns: ArrayLike, answered: ArrayLike, connection: ArrayLike, interval_ns: int
+) -> Waits:
+    """One wait for each two consecutive arrivals on a connection, and one for what is lost at an end of it.
+
+    Each connection's packets must stand in the order of sending; `received_ns` counts where `answered`. The
+    wait between the arrivals of packets a and b is the time between them less the nominal interval, and less
+    what the sender itself had lost between sending them. What came before the first arrival, or after the
+    last, is measured by the times of sending: it is *at least* so long. ValueError as for :func:`open_loop`.
+    """
+    if interval_ns <= 0:
+        raise ValueError(f"the sending interval must be positive, not {interval_ns} ns")
+    sent, received, numbers = _checked(sent_ns, received_ns, connection)
+    came = np.asarray(answered, dtype=np.bool_)
+    if came.shape != sent.shape:
+        raise ValueError(f"arrays of one length wanted, not {sent.shape} and {came.shape}")
+    parts = [
+        _packets_of(sent[mine], received[mine], came[mine], int(number), interval_ns)
+        for number in np.unique(numbers)
+        for mine in (np.flatnonzero(numbers == number),)
+    ]
+    columns = [np.concatenate([part[column] for part in parts]) for column in range(4)] if parts else []
+    if not columns:
+        return closed_loop([], [], [])
+    return Waits(columns[0], columns[1], columns[2], columns[3].astype(np.int32))
+
+
+def _packets_of(
+    sent: Times, received: Times, came: NDArray[np.bool_], number: int, interval_ns: int
+) -> tuple[Times, Times, Times, Times]:
+    """Begin, end, length and connection of the waits of one connection, which has sent at least once."""
+    if np.any(np.diff(sent) < 0):
+        raise ValueError("the packets of a connection must stand in the order of sending")
+    arrived = np.flatnonzero(came)
+    arrived = arrived[np.argsort(received[arrived], kind="stable")]
+    at = received[arrived]
+    held_up = np.maximum(0, np.diff(sent[arrived]) - np.diff(arrived) * interval_ns)
+    begin, end = at[:-1], at[1:]
+    length = np.maximum(0, end - begin - interval_ns - held_up)
+    first = int(arrived[0]) if len(arrived) else len(sent) - 1
+    last = int(arrived.max()) if len(arrived) else len(sent) - 1
+    for a, b, from_ns, to_ns in (
+        (0, first, sent[0], at[0] if len(at) else sent[-1]),
+        (last, len(sent) - 1, at[-1] if len(at) else sent[-1], sent[-1]),
+    ):
+        if b > a:
+            silent_ns = min(int(sent[b] - sent[a]), (b - a) * interval_ns)
+            begin, end = np.append(begin, from_ns), np.append(end, max(from_ns, to_ns))
+            length = np.append(length, silent_ns)
+    return begin, end, length, np.full(len(begin), number, dtype=np.int64)
 
 
 def figures(waits: Waits) -> Figures:

@@ -148,9 +148,24 @@ class Migration(_Model):
     """When it was ordered, since the first one of the run was: several may be under way at once."""
 
 
+class Rate(_Model):
+    """What a bulk transfer reached before, during and after the migrations (bytes by time), and its median
+    over milliseconds; in Mbit/s. None where there was no such time."""
+
+    before: float | None
+    during: float | None
+    after: float | None
+    median: float | None
+
+
 class Connection(_Model):
-    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw
-    it."""
+    """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw it.
+
+    What its kind does not know is null. Of numbered packets: how long they took `one_way_there_ms` (until the
+    service had them) and `one_way_back_ms`, and how many were `lost`, came twice (`duplicated`) or after a
+    later one (`reordered`). Of a bulk transfer: its `rate_mbit`, and `stalled_ms`, the longest time without a
+    byte. Of HTTP: how often each `statuses` came.
+    """
 
     client: str
     probe: str
@@ -162,6 +177,14 @@ class Connection(_Model):
     retransmits: int
     broken: str | None
     vm: str = "vm1"
+    one_way_there_ms: Gap | None = None
+    one_way_back_ms: Gap | None = None
+    lost: int | None = None
+    duplicated: int | None = None
+    reordered: int | None = None
+    rate_mbit: Rate | None = None
+    stalled_ms: float | None = None
+    statuses: dict[str, int] | None = None
 
 
 class Clients(_Model):
@@ -169,7 +192,7 @@ class Clients(_Model):
     those of them of which the guest had the first copy already (D-SACK, RFC 2883): tail probes and late
     acknowledgements. Of the ledgers of a durable store: writes `acknowledged`, of them `writes_lost`, values
     that were never sent (`writes_phantom`), and ledgers that could not be read back in the end
-    (`ledgers_unsettled`).
+    (`ledgers_unsettled`). `packets_…` are of UDP and ICMP, of which nobody promises that none is lost.
     """
 
     connections: int
@@ -186,6 +209,9 @@ class Clients(_Model):
     writes_lost: int
     writes_phantom: int
     ledgers_unsettled: int
+    packets_lost: int = 0
+    packets_duplicated: int = 0
+    packets_reordered: int = 0
     gap_ms: Gap
     baseline_gap_ms: Gap
     each: list[Connection]
@@ -249,9 +275,10 @@ class Guest(_Model):
 
 class Instrument(_Model):
     """The instrument's own error, from the last calibration of this machine and this version
-    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
-    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
-    it was within what is promised."""
+    (``testbed calibrate``): over pauses of known length, a client's longest wait less the same wait as its
+    network card saw it. `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude.
+    `gap_bound_ms` is the median against the guest's word alone, its first steps and the way back included.
+    `holds`: everything in it was within what is promised."""
 
     calibrated_at: str
     host: str
@@ -260,6 +287,7 @@ class Instrument(_Model):
     version: str
     gap_error_ms: float
     gap_error_p95_ms: float
+    gap_bound_ms: float
     holds: bool
 
 

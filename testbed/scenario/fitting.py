@@ -4,7 +4,6 @@ the lab cannot do. Pure.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -52,10 +51,10 @@ def _twice(named: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
 def _addresses_twice(scenario: Scenario) -> Iterator[str]:
     seen: dict[str, str] = {}
     for number, client in enumerate(scenario.clients, 1):
-        seen |= {str(ipaddress.ip_address(address)): client.name for address in client_addresses(number)}
+        seen |= dict.fromkeys(client_addresses(number), client.name)
     for vm in scenario.vms:
-        addresses = [str(ipaddress.ip_address(address)) for address in (vm.ipv4, vm.ipv6)]
-        for name, address in zip(("ipv4", "ipv6", "mac_address"), (*addresses, vm.mac_address), strict=True):
+        for name in ("ipv4", "ipv6", "mac_address"):
+            address = getattr(vm, name)
             if address in seen:
                 yield f"vm[{vm.name}].{name}: {address} is {seen[address]}'s already"
             seen[address] = vm.name

@@ -88,6 +88,8 @@ def client_probes(options: Options) -> dict[str, list[Words]]:
 def _main_probe(options: Options, connections: int) -> Words:
     if options.program == "ramp":
         return {"kind": "ramp", "connections": connections}
+    if options.program == "bulk":
+        return {"kind": "download", "connections": connections}
     kind = "ledger" if options.program == "kv-durable" else "closed-loop"
     interval = f"{options.interval_ns // 1000}us"
     return {"kind": kind, "connections": connections, "interval": interval}

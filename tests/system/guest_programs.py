@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from testbed.guest.program import Connection, Program
+from testbed.guest.program import Connection, Program, Sender
+from testbed.measure.datagram import handled
 
 SLOW_STEP_S = 0.05
 
@@ -68,3 +69,16 @@ class Scribe(Program):
 
     def stats(self) -> dict[str, int]:
         return {"begun": self.begun.value, "finished": self.finished.value}
+
+
+class SlowDatagrams(Program):
+    """A UDP echo that takes 3 ms for each datagram: with more than that coming, some always wait."""
+
+    port = 7000
+    udp_port = 7000
+
+    def datagram(self, data: bytes, sender: Sender) -> None:
+        end_ns = time.monotonic_ns() + 3_000_000
+        while time.monotonic_ns() < end_ns:
+            continue
+        self.send_datagram(handled(data, time.monotonic_ns()), sender)

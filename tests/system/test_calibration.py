@@ -47,14 +47,17 @@ def of_long_pauses(calibration: model.Calibration, name: str) -> model.Length:
 
 @pytest.mark.universe(preload=PRELOAD)
 def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, "open-loop")
-    length = of_long_pauses(calibration, "open-loop")
+    calibration = calibrated(tmp_path, "closed-loop")
+    length = of_long_pauses(calibration, "closed-loop")
     assert length.true_ms >= 50
     assert length.unnoticed == 0
     assert length.error is not None
     assert length.error.count == 3
     assert length.error.low >= 0, "nothing is answered before the guest runs on"
     assert length.error.median < WIDE_MS
+    assert length.own is not None
+    assert length.own.count == 3
+    assert -WIDE_MS < length.own.median < WIDE_MS
     assert -1 <= length.of_pause.median < WIDE_MS
     assert [(one.what, one.done) for one in calibration.counts if not one.holds] == []
     assert {one.what for one in calibration.counts} == {"bytes lost", "bytes duplicated", "bytes corrupted"}
@@ -76,8 +79,8 @@ def test_every_probe_sees_a_long_pause_and_counts_exactly(tmp_path: Path) -> Non
 
 @pytest.mark.universe(preload=(*PRELOAD, "tests.system.wrong_clients"))
 def test_a_probe_whose_clock_is_ahead_is_found(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, "open-loop", client="tests.system.wrong_clients:ahead")
-    length = of_long_pauses(calibration, "open-loop")
+    calibration = calibrated(tmp_path, "closed-loop", client="tests.system.wrong_clients:ahead")
+    length = of_long_pauses(calibration, "closed-loop")
     assert length.error is not None
     assert length.error.low >= 20, "its clock is 20 ms ahead"
     assert not calibration.pauses[0].holds
@@ -100,11 +103,11 @@ def test_a_stalled_guest_serves_nothing_and_then_goes_on(tmp_path: Path) -> None
         after_ns = time.monotonic_ns()
         assert before_ns <= stall.paused_ns
         assert stall.paused_ns + 20 * MS <= stall.running_ns <= after_ns
-        assert (stand.lab.guest_stats() or {})["guest"]["state"] == "running"
+        assert (stand.lab.vm.stats() or {})["guest"]["state"] == "running"
         assert stand.stall(0).length_ns == 0
         for wrong in (-1, 10**12, "1ms"):
             with pytest.raises(CommandFailed, match="is stalled for 0 to"):
-                stand.lab.agents[stand.lab.owner].line.ask({"do": "stall", "duration_ns": wrong}, 10)
+                stand.lab.vm.line(stand.lab.vm.owner).ask({"do": "stall", "duration_ns": wrong}, 10)
 
 
 # ---- the command

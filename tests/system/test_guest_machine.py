@@ -55,7 +55,8 @@ def test_paused_guest_is_silent_and_goes_on() -> None:
             client.send(b"%04d" % turn)
             assert read(client, 4) == b"%04d" % turn
             paused = agent.pause()
-            assert [kind for _, _, kind in paused["sockets"]] == ["listener", "listener", "connection"]
+            kinds = [kind for _, _, kind in paused["sockets"]]
+            assert kinds == ["listener", "listener", "datagrams", "datagrams", "connection"]
             before = bytes(agent.region.view)
             client.send(b"late")
             assert not select.select([client], [], [], 0.002)[0], "a paused guest answered"

@@ -58,7 +58,7 @@ def test_a_quick_migration_is_held_to_both_ends_of_what_was_promised(
         one = migration(quick_ms, **LUN_MS) if options.mode == "quick" else migration(10.0)
         return run_of(options, *[one] * options.migrations)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "run_options", run)
     figures = by_name("quick", setting)
     assert (figures["blackout"].holds and figures["  no less"].holds) is held
     assert figures["quick's over live's"].value == quick_ms / 10
@@ -69,7 +69,10 @@ def test_a_blackout_that_the_lun_does_not_explain_is_told(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_thaw = migration(34_000.0, **LUN_MS | {"mount": 0.0, "thaw": 6800.0})
-    monkeypatch.setattr(bench, "run", lambda options, *_: run_of(options, *[slow_thaw] * options.migrations))
+    def run(options: Options, *_: Any) -> SimpleNamespace:
+        return run_of(options, *[slow_thaw] * options.migrations)
+
+    monkeypatch.setattr(bench, "run_options", run)
     assert not by_name("quick", setting)["share of the LUN's way"].holds
 
 
@@ -82,7 +85,7 @@ def test_the_durable_bench_is_held_to_every_write(
         assert options.migrations == bench.DURABLE_MIGRATIONS
         return run_of(options, *[migration(3.0)] * options.migrations, acknowledged=7, **damage)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "run_options", run)
     damage: dict[str, int] = {}
     figures = by_name("durable", setting)
     assert figures["writes acknowledged"].value == 7
@@ -97,7 +100,7 @@ def test_a_durable_bench_in_which_nothing_was_acknowledged_has_shown_nothing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        bench, "run", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
+        bench, "run_options", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
     )
     assert not by_name("durable", setting)["writes acknowledged"].holds
 

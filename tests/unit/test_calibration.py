@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,21 @@ MS = 1_000_000
 CLOSED = PAUSES[0]
 
 
-def deviations(error_ns: int | None, *lengths_ns: int) -> list[Deviation]:
+def deviations(error_ns: int | None, *lengths_ns: int, own_ns: int | None = None) -> list[Deviation]:
     return [
-        Deviation(Stall(length, 0, length), length + (error_ns or 0), error_ns) for length in lengths_ns
+        Deviation(Stall(length, 0, length), length + (error_ns or 0), error_ns, own_ns)
+        for length in lengths_ns
     ]
 
 
 def made(*, error_ns: int = 100_000, found: int = 5) -> model.Calibration:
     """A calibration with one probe that is wrong by `error_ns`, and one that found so many of five bytes."""
-    pauses = pauses_of(CLOSED, deviations(error_ns, *PAUSES_NS, *PAUSES_NS))
+    pauses = pauses_of(CLOSED, deviations(2 * error_ns, *PAUSES_NS, *PAUSES_NS, own_ns=error_ns))
     count = count_of(COUNTS[0], "bytes_lost", 5, found)
     return model.Calibration(
         name="x", started_at="2026-01-01T00:00:00+00:00", machine=machine.this_machine(), repeats=2, seed=1,
-        gap_error_ms=pauses.error, pauses=[pauses], counts=[count], conditions=[], left_out=[],
-        holds=pauses.holds and count.holds, environment={},
+        gap_error_ms=pauses.own, gap_bound_ms=pauses.error, pauses=[pauses], counts=[count], conditions=[],
+        left_out=[], holds=pauses.holds and count.holds, environment={},
     )  # fmt: skip
 
 
@@ -85,6 +87,16 @@ def test_an_error_below_the_promise_holds(error_ns: int) -> None:
     assert [one.asked_ms for one in pauses.lengths] == [0, 1, 2, 5, 10, 50, 200]
 
 
+def test_what_guest_and_network_take_is_not_held_against_the_probe() -> None:
+    assert pauses_of(CLOSED, deviations(5 * MS, *PAUSES_NS, own_ns=100_000)).holds
+    assert not pauses_of(CLOSED, deviations(100_000, *PAUSES_NS, own_ns=MS)).holds
+
+
+def test_stamps_that_lag_are_found_where_lengths_are_right() -> None:
+    seen = [replace(one, late_ns=20 * MS) for one in deviations(0, *PAUSES_NS, own_ns=0)]
+    assert not pauses_of(CLOSED, seen).holds
+
+
 @pytest.mark.parametrize("error_ns", [MS // 2, -MS // 2, 5 * MS])
 def test_an_error_as_large_as_the_promise_does_not(error_ns: int) -> None:
     assert not pauses_of(CLOSED, deviations(error_ns, *PAUSES_NS)).holds
@@ -129,7 +141,8 @@ def test_a_run_carries_the_last_calibration(state: Path) -> None:
     assert path.is_relative_to(state)
     carried = machine.instrument()
     assert carried is not None
-    assert (carried.gap_error_ms, carried.gap_error_p95_ms, carried.holds) == (0.1, 0.1, True)
+    assert (carried.gap_error_ms, carried.gap_error_p95_ms, carried.gap_bound_ms) == (0.1, 0.1, 0.2)
+    assert carried.holds
     machine.keep(made(error_ns=3 * MS))
     assert machine.last_calibration() == made(error_ns=3 * MS)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
@@ -177,11 +190,15 @@ def shown(calibration: model.Calibration) -> str:
 
 def test_a_person_sees_each_length_and_the_verdict() -> None:
     lines = shown(made()).splitlines()
-    (row,) = [line for line in lines if line.startswith("  closed-loop ") and "bytes" not in line][:1]
-    assert row.split() == ["closed-loop", *["+0.10"] * 8, "0.10", "0.10"]
+    rows = [line.split() for line in lines if line.startswith("  closed-loop ") and "bytes" not in line]
+    assert rows == [["closed-loop", *[signed] * 8, plain, plain] for signed, plain in
+                    (("+0.10", "0.10"), ("+0.20", "0.20"), ("+0.20", "0.20"))]  # fmt: skip
     assert "  closed-loop bytes lost    5     5 ✓" in lines
     assert max(len(line) for line in lines) <= 80
-    assert verdict(made()) == "✓ the gap's error is +0.10 ms at the median, 0.10 ms at p95"
+    assert verdict(made()) == (
+        "✓ the gap's error is +0.10 ms at the median, 0.10 ms at p95; "
+        "with the guest's first steps and the network +0.20 ms"
+    )
 
 
 def test_what_does_not_hold_is_named() -> None:

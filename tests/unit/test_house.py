@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = (
     ("netns", "testbed.kernel", "testbed.measure"),
-    ("testbed.memory", "testbed.tcp", "testbed.handover", "testbed.storage"),
+    ("testbed.memory", "testbed.tcp", "testbed.udp", "testbed.handover", "testbed.storage"),
     ("testbed.guest",),
     ("testbed.migration",),
     ("testbed.faults",),
@@ -28,6 +28,7 @@ ROWS = (
     ("testbed.scenario",),
     ("testbed.lab",),
     ("testbed.experiment",),
+    ("testbed.standing",),
     ("testbed.report",),
     ("testbed.doctor", "testbed.bench"),
     ("testbed.commands",),
@@ -46,6 +47,8 @@ PURE = (
     "netns/steps.py",
     "netns/topology.py",
     "testbed/clients/account.py",
+    "testbed/clients/packet_log.py",
+    "testbed/clients/throughput.py",
     "testbed/guest/programs/log_format.py",
     "testbed/guest/ring.py",
     "testbed/handover/announcement.py",
@@ -56,8 +59,10 @@ PURE = (
     "testbed/experiment/trials.py",
     "testbed/measure/accuracy.py",
     "testbed/measure/continuity.py",
+    "testbed/measure/datagram.py",
     "testbed/measure/pattern.py",
     "testbed/measure/statistics.py",
+    "testbed/measure/wire.py",
     "testbed/memory/dirty_curve.py",
     "testbed/memory/sampling.py",
     "testbed/migration/errors.py",
@@ -91,9 +96,9 @@ PURE = (
     "testbed/scenario/quantities.py",
     "testbed/scenario/steps.py",
     "testbed/experiment/outcome.py",
+    "testbed/experiment/thresholds.py",
     "testbed/experiment/tables.py",
     "testbed/experiment/link_figures.py",
-    "testbed/lab/conditions.py",
     "testbed/lab/plan.py",
     "testbed/scenario/pcap.py",
     "testbed/scenario/units.py",
@@ -106,6 +111,7 @@ PURE = (
     "testbed/storage/turns.py",
     "testbed/storage/volume.py",
     "testbed/tcp/state.py",
+    "testbed/udp/state.py",
 )
 """Values in, values out: these import nothing that acts or reads a clock."""
 

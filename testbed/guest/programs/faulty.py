@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from testbed.guest.connections import Connection
+from testbed.guest.program import Sender
 from testbed.guest.programs.echo import Echo
 from testbed.guest.programs.kv import OK, KeyValue
 from testbed.guest.programs.ramp import SENT, Ramp
 from testbed.guest.programs.resp import Dialect
+from testbed.measure.datagram import HEADER_BYTES, MARKER, parse
 from testbed.measure.pattern import pattern
 
 MIDST = 16
@@ -59,10 +61,12 @@ class Spoiler:
 
 
 class FaultyEcho(Echo):
-    """An echo that spoils some of what comes back."""
+    """An echo that spoils some of what comes back; of numbered datagrams it loses some, doubles some, and
+    alters the last byte of some, in turn."""
 
     def attach(self) -> None:
         self._spoiler = Spoiler(self.memory.words("faulty", 4), EVERY)
+        self._datagrams = self.memory.words("faulty.datagrams", 4)  # as a spoiler's
 
     def received(self, connection: Connection) -> None:
         data = bytes(connection.inbox)
@@ -71,8 +75,29 @@ class FaultyEcho(Echo):
         connection.send(data)
         connection.consume(len(connection.inbox))
 
+    def datagram(self, data: bytes, sender: Sender) -> None:
+        seen, words = parse(data), self._datagrams
+        if seen is None or seen.number == MARKER or len(data) <= HEADER_BYTES:
+            super().datagram(data, sender)  # nobody counts it
+            return
+        turn = words[TURNS] = words[TURNS] + 1
+        fault = 0 if turn % EVERY else 1 + turn // EVERY % 3
+        if fault:
+            words[fault] += 1
+        if fault == ALTERATION:
+            data = data[:-1] + bytes([data[-1] ^ 0x55])
+        for _ in range({LOSS: 0, DOUBLING: 2}.get(fault, 1)):
+            super().datagram(data, sender)
+
     def stats(self) -> dict[str, Any]:
-        return self._spoiler.stats()
+        """Bytes that were `lost`, `doubled` and `altered`; the same in datagrams."""
+        words = self._datagrams
+        return {
+            **self._spoiler.stats(),
+            "datagrams_lost": words[LOSS],
+            "datagrams_doubled": words[DOUBLING],
+            "datagrams_altered": words[ALTERATION],
+        }
 
 
 class FaultyRamp(Ramp):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,20 @@ def _common(folders: Sequence[Path]) -> Path:
 def page(folders: Sequence[Path]) -> str:
     """The page as text."""
     runs, beside = _unfolded(folders)
-    views = [view(run_folder.read(one)) for one in runs]
-    return _rendered(views, beside)
+    return _rendered([_viewed(one) for one in runs], beside)
+
+
+def _viewed(path: Path) -> View:
+    """What the page says of a run. A result that has another shape than any that this testbed knows is left
+    out and told: the events and samples beside it are still worth a look."""
+    found = run_folder.read(path)
+    try:
+        return view(found)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if found.result is None:
+            raise
+        strange = f"result.json is not understood ({type(error).__name__}: {error}). Figures are missing."
+        return view(replace(found, result=None, missing=[*found.missing, strange]))
 
 
 def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:

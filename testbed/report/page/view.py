@@ -91,7 +91,7 @@ def view(folder: RunFolder) -> View:
         clients=tables.clients(result),
         network=tables.network(result),
         checks=[(bool(one.get("passed")), *words.check(one)) for one in (result or {}).get("checks") or []],
-        asked=tables.options(result),
+        asked=tables.asked(result),
         environment=tables.environment(result),
         logs=folder.logs,
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -118,12 +118,12 @@ def _data(
         "name": folder.name,
         "span": clock.us(clock.end_ns),
         "unit_us": clock.unit_us,
-        "ram_pages": int((result.get("ram") or {}).get("bytes") or 0) // 4096,
         "mode": result.get("mode"),
         "normally": words.waits(result.get("clients") or {})[1],
         "topology": topology(folder, moves),
         "moves": told,
         "requests": packed.requests(requests, chosen, rest, clock),
+        "flows": packed.flows(folder.samples, clock),
         "others": packed.others(folder.events, clock),
     }
 
@@ -133,12 +133,13 @@ def topology(folder: RunFolder, moves: Sequence[story.Move]) -> dict[str, Any]:
     result = folder.result or {}
     scenario, options = result.get("scenario") or {}, result.get("options") or {}
     hosts = scenario.get("hosts") or [host for move in moves for host in (move.source, move.target)]
-    named = {one.get("name"): one for one in tables.dicts(scenario.get("clients") or scenario.get("client"))}
-    rows = tables.dicts((result.get("clients") or {}).get("each"))
+    named = {one.get("name"): one for one in words.dicts(scenario.get("client"))}
+    rows = words.dicts((result.get("clients") or {}).get("each"))
     clients = {*folder.samples, *(str(one.get("client")) for one in rows)}
     on = {name: (named.get(name) or {}).get("on") for name in clients}
-    disks = [options, *tables.dicts(scenario.get("vms") or scenario.get("vm"))]
-    storage = result.get("mode") == "quick" or any(one.get("disk_bytes") or one.get("disk") for one in disks)
+    vms = words.dicts(scenario.get("vm"))
+    disks = [words.size_of(one.get("disk")) for one in vms] or [int(options.get("disk_bytes") or 0)]
+    storage = result.get("mode") == "quick" or any(disks)
     return {
         "hosts": sorted(dict.fromkeys(str(host) for host in hosts)) or ["host-a", "host-b"],
         "clients": [
@@ -166,7 +167,7 @@ def _kinds(folder: RunFolder) -> dict[str, list[str]]:
 def _kinds_by_rows(folder: RunFolder, client: str, arrays: Mapping[str, Any]) -> list[str]:
     rows = [
         str(one.get("probe"))
-        for one in tables.dicts(((folder.result or {}).get("clients") or {}).get("each"))
+        for one in words.dicts(((folder.result or {}).get("clients") or {}).get("each"))
         if one.get("client") == client
     ]
     numbers = arrays.get("probe", np.zeros(1, np.int64))
@@ -281,7 +282,7 @@ def _strips(
     migrations; without samples there is only the longest, as the result tells it."""
     quiet = _quiet(requests, moves)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in tables.dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in words.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     strips = []
     names = list(requests.names) or sorted({client for client, _ in groups}, key=dots.natural)
