@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from netns.namespace import Namespace
+from netns.netem import Netem, put
 from netns.topology import token_bucket
 
 _IFA_F_NODAD = 0x02  # <linux/if_addr.h>
@@ -110,11 +111,14 @@ class Links:
             rate=bucket.rate_bytes_per_s, burst=bucket.burst_bytes, limit=bucket.limit_bytes,
         )
 
-    def netem(self, ifname: str, options: dict[str, Any]) -> None:
-        """netem on what `ifname` sends, `options` in pyroute2's words (microseconds, per cent). Also changes
-        one.
-        """
-        self._ask(f"netem on {ifname}", "tc", "replace", "netem", index=self.index(ifname), **options)
+    def netem(self, ifname: str, asked: Netem) -> None:
+        """netem on what `ifname` sends. Also changes one."""
+        index = self.index(ifname)
+        with self._namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
+            try:
+                put(route, index, asked)
+            except OSError as error:
+                raise LinkError(f"{self._namespace.name}: netem on {ifname}: {error.strerror}") from error
 
     def queue_counts(self, ifname: str) -> dict[str, int]:
         """What the root queue of the interface has counted: packets, bytes, drops; zeros where there is

@@ -34,9 +34,10 @@ from testbed.commands.ending import (
 )
 from testbed.commands.faults import faults
 from testbed.commands.inside import check_possible, inside_universe
+from testbed.commands.predict import command_like
 from testbed.commands.report import NoReport, report
 from testbed.commands.run import run, scenarios, validate
-from testbed.commands.showing import Show, run_shown
+from testbed.commands.showing import Show, is_live, lent, run_shown
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT
 from testbed.scenario.words import options_from
@@ -61,6 +62,7 @@ def demo(
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -68,7 +70,8 @@ def demo(
     begin."""
     with wrong_request():
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(_DEFAULT, "demo")])
-    show = Show(quiet=quiet, with_report=not no_report, pcap=captured)
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured, live=live)
     finish(_run(_DEFAULT, "demo", runs, show))
 
 
@@ -139,6 +142,7 @@ def migrate(
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -180,10 +184,13 @@ def migrate(
         )
         asked.check_name(name)
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(options, name)])
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    quiet = quiet or json_
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, pcap=captured, live=live)
     finish(_run(options, name, runs, show))
 
 
+app.command("predict")(command_like(migrate))
 app.command()(run)
 app.command()(validate)
 app.command()(scenarios)
@@ -198,8 +205,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all "
-            "if none is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, "
+            "probing, prediction, report; all if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,
@@ -333,4 +340,5 @@ def _run(options: Options, name: str, runs: Path, show: Show) -> int:
     def inside(folder: Path) -> int:
         return run_shown(_scenario(options, name), folder, import_path, show, options)
 
-    return inside_universe(runs, name, inside)
+    with lent(show.live):
+        return inside_universe(runs, name, inside)

@@ -39,8 +39,10 @@ class ClosedLoopSpec:
 
     target: Target
     program: str = "echo"
-    connections: int = 8
-    interval_us: int = 1000
+    connections: int = 1
+    interval_us: int = 2000
+    """Cheap by default: `testbed bench probing` says what it costs the guest. More connections, or a shorter
+    interval, are a load besides; they tell the beginning of a pause more exactly."""
     size: int = 64
     path: str = "/counter"
     """Of http only."""
@@ -53,7 +55,7 @@ class OpenLoopSpec:
 
     target: Target
     connections: int = 1
-    rate_per_s: float = 1000.0
+    rate_per_s: float = 500.0
     size: int = 64
 
 
@@ -85,6 +87,18 @@ class LedgerSpec:
     interval_us: int = 1000
     size: int = 64
     keys: int = 16
+
+
+@dataclass(frozen=True)
+class HttpSpec:
+    """Each of `connections` gets `path` once each `interval_us`: on a connection that is `kept`, in a closed
+    loop, or on a new one each time, whatever became of those before."""
+
+    target: Target
+    connections: int = 1
+    interval_us: int = 10_000
+    path: str = "/counter"
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ ProbeSpec = (
     | RampSpec
     | ChurnSpec
     | LedgerSpec
+    | HttpSpec
     | DownloadSpec
     | UploadSpec
     | UdpSpec
@@ -145,6 +160,7 @@ KINDS: dict[str, type[ProbeSpec]] = {
     "ramp": RampSpec,
     "churn": ChurnSpec,
     "ledger": LedgerSpec,
+    "http": HttpSpec,
     "download": DownloadSpec,
     "upload": UploadSpec,
     "udp": UdpSpec,
@@ -156,6 +172,7 @@ _PROGRAMS = {
     "ramp": ("ramp",),
     "churn": ("echo",),
     "ledger": ("kv-durable", "kv"),
+    "http": ("http",),
     "download": ("bulk",),
     "upload": ("bulk",),
     "udp": ("echo",),
@@ -259,6 +276,10 @@ def _target(where: str, address: Any, port: Any) -> Target:
 
 def _check_value(where: str, name: str, value: Any, default: Any) -> None:
     assert default is not MISSING
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{where}: `{name}` must be true or false, not {value!r}")
+        return
     if isinstance(default, str):
         if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or " " in value:
             raise SpecError(f"{where}: `{name}` must be a path that begins with /, not {value!r}")

@@ -16,12 +16,14 @@ from testbed.experiment import outcome
 from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.course import Course, Witness, running_stats
+from testbed.experiment.foreseeing import foresee
 from testbed.experiment.link_figures import link
 from testbed.experiment.machine import instrument
 from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
 from testbed.measure.result import Guest, LinkFigures, Migration, Outcome, ProgramRun, Ram, Result
+from testbed.migration.overheads import Overheads
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
@@ -59,10 +61,16 @@ def make_folder(root: Path, name: str) -> Path:
 
 
 def run_options(
-    options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
+    options: Options,
+    name: str,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str] = (),
+    *,
+    overheads: Overheads | None = None,
 ) -> Result:
     """:func:`run` of the scenario that the options of a command stand for."""
-    return run(scenario_of(options, name), folder, witness, import_path, options)
+    return run(scenario_of(options, name), folder, witness, import_path, options, overheads=overheads)
 
 
 def run(
@@ -72,14 +80,19 @@ def run(
     import_path: Sequence[str] = (),
     options: Options | None = None,
     pcap: Pcap | None = None,
+    beat_ms: int = 0,
+    overheads: Overheads | None = None,
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
     migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
-    scenario comes of some. Raises what brings a lab down before there is anything to judge.
+    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Migrations are
+    foretold with `overheads`, or the table that ships. Raises what
+    brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with Capturing(pcap, folder) as capturing:
-        found = _performed(scenario, folder, witness, import_path, capturing)
+        table = overheads or Overheads.shipped()
+        found = _performed(scenario, folder, witness, import_path, capturing, beat_ms, table)
         _write_events(folder, found.events)
         result = _result(scenario, started_at, found, {} if options is None else options.as_dict())
         _write_result(folder, result)  # before the captures, which take their time
@@ -100,6 +113,8 @@ def _performed(
     witness: Witness,
     import_path: Sequence[str],
     capturing: Capturing,
+    beat_ms: int,
+    overheads: Overheads,
 ) -> _Found:
     begun_ns = time.monotonic_ns()
     with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
@@ -109,9 +124,10 @@ def _performed(
             )
         booted = lab.boot(import_path)
         up_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        _baseline(lab, witness)
+        _begin_service(lab, witness, beat_ms)
+        foresights = foresee(lab, overheads, witness.event)
         used_before = lab.usage()
-        course = Course(lab, witness, import_path)
+        course = Course(lab, witness, import_path, foresights)
         for step in scenario.steps:
             course.perform(step)
             if course.lost:
@@ -141,16 +157,15 @@ def _performed(
     return _Found(course, summaries, stats, owners, programs, links, events, surroundings)
 
 
-def _baseline(lab: Lab, witness: Witness) -> None:
-    """Normal service, before anything happens."""
+def _begin_service(lab: Lab, witness: Witness, beat_ms: int) -> None:
+    """The clients begin; a baseline of normal service is to follow."""
     if lab.links.are_conditioned:
         witness.say("links: measured under their conditions")
         lab.links.sound()
-    connections = lab.start_clients()
+    connections = lab.start_clients(beat_ms)
     lab.start_client_programs("baseline")
     baseline_s = lab.scenario.baseline_ns / 1e9
     witness.say(f"clients: {connections} connections; {baseline_s:g} s of normal service first")
-    lab.watch(baseline_s, witness.event)
 
 
 def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
@@ -200,7 +215,8 @@ def _migrations(scenario: Scenario, found: _Found) -> list[Migration]:
     for told, window in zip(course.told, course.window_of, strict=True):
         vm = scenario.vm(told.vm)
         gap = outcome.gap_during(found.summaries, window, (vm.ipv4, vm.ipv6))
-        migrations.append(outcome.migration(told, vm.ram_bytes, gap, first_ns))
+        measured = outcome.migration(told, vm.ram_bytes, gap, first_ns)
+        migrations.append(measured if told.foretold is None else told.foretold.beside(measured))
     return migrations
 
 

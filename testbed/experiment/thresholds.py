@@ -73,8 +73,9 @@ def _fits(value: Value, sign: str, bound: Value) -> bool:
 def _text(value: Value, unit: str) -> str:
     if value is None:
         return "not known"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.6g}{unit}" if number else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{int(value) if value == int(value) else f'{value:.6g}'}{unit}"
 
 
 def waived(checks: Sequence[Check], names: Collection[str]) -> list[Check]:

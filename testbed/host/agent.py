@@ -10,6 +10,7 @@ Commands (see :mod:`.control` for the framing), their arguments and answers::
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
     stats                                            the guest's own figures, or null
+    sample    all_ns                                 how the guest dirties its RAM: see .watching
     status                                           {"guest": state or null, "stage", "epoch", "last"}
     resume                                           {}; a guest in doubt goes on here
     release                                          {"counts": {...}}; the guest is removed
@@ -52,6 +53,7 @@ from testbed.host.network import Site
 from testbed.host.plain_disk import storage_from_json
 from testbed.host.recovery import recover, wake
 from testbed.host.saved_state import LunReader, LunWriter
+from testbed.host.watching import watch
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.channel import Channel
@@ -96,6 +98,7 @@ class Agent:
             "migrate": self._migrate,
             "stall": self._stall,
             "stats": self._stats,
+            "sample": self._sample,
             "status": self._status,
             "resume": self._resume,
             "release": self._release,
@@ -368,6 +371,16 @@ class Agent:
             return None
         stats = self._guest.process.ask({"do": "stats"})
         return {"guest": stats, "counts": self._guest.network.counts}
+
+    def _sample(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Watch how the guest writes; whatever else is asked meanwhile ends it early."""
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+
+        def wait(duration_ns: int) -> bool:
+            return not select.select(self._reception.sources(), [], [], duration_ns / 1e9)[0]
+
+        return watch(self._guest, message["all_ns"], time.monotonic_ns, wait)
 
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         journal = self._keeper.journal

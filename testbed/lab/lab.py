@@ -22,7 +22,7 @@ from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
 from testbed.handover.wiring import wire_hold
-from testbed.host.control import CommandFailed, Line
+from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.lab import plan as planned
 from testbed.lab.guests import LabGuest, all_agents
 from testbed.lab.links import LabLinks
@@ -168,8 +168,9 @@ class Lab:
         Raises CommandFailed with the guest's own word."""
         return {name: guest.boot(import_path) for name, guest in self.vms.items()}
 
-    def start_clients(self) -> int:
-        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
+    def start_clients(self, beat_ms: int = 0) -> int:
+        """Start every client and its probes; returns how many connections they hold. With `beat_ms` each
+        tells of its longest waits as often. Raises ClientFailed."""
         for client, probes in planned.probes(self.scenario).items():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             argument = {
@@ -181,7 +182,11 @@ class Lab:
             self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
             self.clients[client] = ClientControl(ours)
             self._stack.callback(self.clients[client].close)
-        return sum(client.start()["connections"] for client in self.clients.values())
+        connections: int = sum(control.start()["connections"] for control in self.clients.values())
+        if beat_ms:
+            for control in self.clients.values():
+                control.beat(beat_ms)
+        return connections
 
     def _spawn(
         self, stack: ExitStack, entry: str, argument: Any, node: str, control: socket.socket
@@ -200,6 +205,22 @@ class Lab:
         end = time.monotonic() + duration_s
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
+
+    def sample(self, vm: str, all_ns: int, on_event: OnEvent) -> dict[str, Any]:
+        """How a guest dirties its RAM, watched for so long while it serves (testbed.host.watching). Raises
+        CommandFailed, and ControlError when its agent is gone or silent.
+        """
+        guest = self.vms[vm]
+        line = guest.line(guest.owner)
+        line.send({"do": "sample", "all_ns": all_ns})
+        end = time.monotonic() + all_ns / 1e9 + READY_DEADLINE_S
+        while (answer := line.poll()) is None:
+            if time.monotonic() > end:
+                raise ControlError(f"{guest.owner} has not said how {vm} writes")
+            self._wait([line], end - time.monotonic(), on_event)
+        if "error" in answer:
+            raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
+        return dict(answer["ok"])
 
     def watch_until(self, done: Callable[[], bool], deadline_s: float, on_event: OnEvent) -> bool:
         """Let the lab run until `done`, which is asked whenever something has happened, for at most so long;

@@ -66,6 +66,43 @@ class Network(_Model):
     switch_relearned_ms: float | None
 
 
+class Span(_Model):
+    """A predicted figure: `likely`, from `low` to `high`."""
+
+    low: float
+    likely: float
+    high: float
+
+
+class Errors(_Model):
+    """How far each likely figure was off, as a share of what was measured: 0.1 is a tenth too much. None
+    where the migration had no such figure. `rounds` is a difference of counts."""
+
+    rounds: int | None
+    transferred_bytes: float | None
+    total_ms: float | None
+    blackout_ms: float | None
+
+
+class Predicted(_Model):
+    """What was predicted before anything moved (testbed.migration.prediction). `basis` is where the guest's
+    dirty behaviour is known from: `sampled` from it while it ran, or only from the load that `options` ask
+    for, and `why` says why no more was known. `dirty_pages` is the curve: [interval in ms, distinct pages
+    written within it]. `converges` is None where there is no pre-copy that could. `error` compares with what
+    was measured; None where the migration did not complete."""
+
+    basis: Literal["sampled", "options"]
+    why: str | None
+    rounds: Span
+    transferred_bytes: Span
+    total_ms: Span
+    blackout_ms: Span
+    converges: bool | None
+    sentence: str
+    dirty_pages: list[tuple[float, float]]
+    error: Errors | None
+
+
 class TableChange(_Model):
     """What a node believed anew during a migration. In a `neighbour` table (a client's) `key` is the guest's
     IP address and `now` the MAC address at which it is believed to be; in a `forwarding` table (a bridge's)
@@ -104,6 +141,7 @@ class Migration(_Model):
     gap_ms: Gap
     phases_ms: dict[str, float]
     tables: list[TableChange] = []
+    predicted: Predicted | None = None
     vm: str = "vm1"
     mode: str = "live"
     begun_ms: float = 0.0

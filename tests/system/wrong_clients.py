@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from testbed.clients import main as right
 from testbed.clients import closed_loop, stream
+from testbed.clients import main as right
 from testbed.clients.integrity import StreamChecker
 
 AHEAD_NS = 20_000_000

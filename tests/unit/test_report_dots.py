@@ -115,6 +115,21 @@ def test_a_steady_stream_waits_between_its_deliveries() -> None:
     assert asked.length_ns.tolist() == [1000, 1000, 1000, 9000, 1000, 9000]
 
 
+def test_packets_that_are_lost_are_a_longer_wait() -> None:
+    sent = np.arange(5) * 10_000
+    arrays = {
+        "sent_ns": sent,
+        "received_ns": sent + 100,
+        "connection": np.zeros(5, np.int32),
+        "answered": np.array([True, True, False, False, True]),
+        "intervals_ns": np.array([10_000]),
+    }
+    (found,), (answered,), _ = dots.of_client(arrays, ["udp"])
+    assert int(found.length_ns.max()) == 20_000
+    assert answered.all()
+    assert len(found) == len(answered)
+
+
 def test_gathered_requests_stand_in_order_with_their_client() -> None:
     def of(*sent: int) -> dict[str, object]:
         array = np.array(sent, np.int64)

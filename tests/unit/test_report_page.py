@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from testbed.measure.result import SCHEMA_VERSION
-from testbed.report.page import charts, words
+from testbed.report.page import charts, tables, words
 from testbed.report.page.folder import MOST_LOG_BYTES, NotARun, read
 from testbed.report.page.render import page, write_report
 from testbed.report.page.synthetic import CLIENTS, LONGEST_NS, write_run
@@ -52,6 +52,18 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(run: Path) -> None:
     assert not re.search(r"<(?:link(?! rel=\"icon\" href=\"data:)|iframe|object|embed|img)\b", text)
     assert not re.search(r"<script[^>]*\bsrc=|@import|url\(", text)
     assert "default-src 'none'" in text
+
+
+def test_bulk_transfers_are_told_by_the_millisecond(run: Path) -> None:
+    path = run / "client3.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    begin = int(arrays["sent_ns"][0])
+    arrays |= {"bytes_per_ms_5": np.array([7, 0, 9], np.uint64), "bytes_per_ms_begin_ns_5": np.int64(begin)}
+    np.savez(path, **arrays)
+    (flow,) = json.loads(view(read(run)).data)["flows"]
+    assert (flow["client"], flow["connection"], flow["bucket_us"]) == ("client3", "5", 1000)
+    assert np.frombuffer(base64.b64decode(flow["bytes"]["data"]), "<u4").tolist() == [7, 0, 9]
 
 
 def test_what_a_run_is_called_cannot_leave_its_place(run: Path) -> None:
@@ -195,6 +207,68 @@ def test_a_comparison_stands_for_its_runs(run: Path, tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text("{}")
     with pytest.raises(NotARun, match="comparison"):
         page([tmp_path])
+
+
+# ---- tables
+
+
+def test_a_client_has_a_column_for_what_its_probe_knows_besides() -> None:
+    row = {
+        "client": "client1",
+        "requests": 10,
+        "longest_wait_ms": 3.0,
+        "baseline_wait_ms": None,
+        "broken": None,
+    }
+    rows = [
+        {**row, "probe": "udp", "lost": 2, "one_way_there_ms": {"p50": 0.5, "p99": 1.0, "max": 4.0}},
+        {**row, "probe": "download", "rate_mbit": {"before": 900.0, "during": 450.0, "after": None}},
+        {**row, "probe": "http", "statuses": {"200": 9, "500": 1}},
+    ]
+    table = tables.clients({"clients": {"each": rows}})
+    assert table is not None
+    names = ["one way there", "lost", "rate before, during, after", "statuses"]
+    assert [one for one in table.columns if one in names] == names
+    cells = {
+        (line[0], name): cell for line in table.rows for name, cell in zip(table.columns, line, strict=True)
+    }
+    assert cells["client1 udp", "lost"] == "2"
+    assert cells["client1 udp", "one way there"] == "0.5 ms (at most 4 ms)"
+    assert cells["client1 download", names[2]] == "900 Mbit/s, 450 Mbit/s, -"
+    assert cells["client1 http", "statuses"] == "200: 9, 500: 1"
+    assert cells["client1 http", "lost"] == "-"
+
+
+def test_a_link_stands_as_asked_beside_as_measured() -> None:
+    asked = {"delay_ms": 10.0, "jitter_ms": 2.0, "rate_mbit": 100.0, "loss": 0.01, "lost_announcements": 1}
+    measured = {"sent": 500, "arrived": 495, "delay_p50_ms": 10.1, "delay_p99_ms": 12.0, "loss": 0.01}
+    link = {
+        "name": "client1",
+        "backend": "relay",
+        "forward": {"asked": asked, "measured": measured, "lost": 7},
+    }
+    (table,) = tables.network({"links": [link]})
+    assert table.rows == [
+        [
+            "from client1",
+            "10 ms ± 2 ms, 100 Mbit/s, 1 % lost, the first 1 announcements lost",
+            "10.1 ms (99 %: 12 ms), 1 % lost of 500",
+            "7 lost",
+            "relay",
+        ]
+    ]
+
+
+def test_a_scenario_is_told_part_by_part() -> None:
+    scenario = {
+        "name": "x",
+        "hosts": ["a", "b"],
+        "vm": [{"name": "vm1", "ram": "1GiB"}],
+        "step": [{"wait": "1s"}],
+    }
+    table = tables.asked({"options": {}, "scenario": scenario})
+    assert table is not None
+    assert table.rows == [["hosts", "a b"], ["vm vm1", "ram 1GiB"], ["step", "wait 1s"]]
 
 
 # ---- words and pictures

@@ -63,7 +63,9 @@ MORE_OF_CLIENTS = {
     "lost": "lost",
     "reordered": "reordered",
     "duplicated": "duplicated",
+    "rate_mbit": "rate before, during, after",
     "stalled_ms": "stalled",
+    "statuses": "statuses",
 }
 """What some kinds of probe know besides: a column each, where any does."""
 
@@ -90,13 +92,36 @@ def clients(result: Told | None) -> Table | None:
             _most(rows, "baseline_wait_ms"),
             str(_sum(rows, "retransmits")),
             str(sum(row.get("broken") is not None for row in rows)),
-            *(_most(rows, key) if key.endswith("_ms") else str(_sum(rows, key)) for key in more),
+            *(_more(rows, key) for key in more),
         ]
         for (client, probe), rows in sorted(
             groups.items(), key=lambda one: (dots.natural(one[0][0]), one[0][1])
         )
     ]
     return Table("Every client", [*columns, *(MORE_OF_CLIENTS[key] for key in more)], found)
+
+
+def _more(rows: Sequence[Told], key: str) -> str:
+    """One of MORE_OF_CLIENTS over the connections of a probe: of a distribution the median and the longest,
+    of rates the sums, of the rest the longest or the sum."""
+    known = [row[key] for row in rows if row.get(key) is not None]
+    parts = [one for one in known if isinstance(one, Mapping)]
+    if not parts:
+        return _most(rows, key) if key.endswith("_ms") else str(_sum(rows, key)) if known else "-"
+    if key == "rate_mbit":
+        spans = [[float(one[span]) for one in parts if one.get(span) is not None] for span in RATE_SPANS]
+        return ", ".join(format_rate(sum(span) * 1e6) if span else "-" for span in spans)
+    if key == "statuses":
+        codes = sorted({str(code) for one in parts for code in one})
+        return ", ".join(f"{code}: {sum(int(one.get(code) or 0) for one in parts):,}" for code in codes)
+    most = [
+        max((float(one[part]) for one in parts if one.get(part) is not None), default=0.0)
+        for part in ("p50", "max")
+    ]
+    return f"{format_ms(most[0])} (at most {format_ms(most[1])})"
+
+
+RATE_SPANS = ("before", "during", "after")
 
 
 def _sum(rows: Sequence[Told], key: str) -> int:

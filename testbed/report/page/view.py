@@ -123,6 +123,7 @@ def _data(
         "topology": topology(folder, moves),
         "moves": told,
         "requests": packed.requests(requests, chosen, rest, clock),
+        "flows": packed.flows(folder.samples, clock),
         "others": packed.others(folder.events, clock),
     }
 

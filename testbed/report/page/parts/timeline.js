@@ -2,7 +2,7 @@
 // from the whole run to a fraction of a millisecond. Requests are dots (when, how long), or bars of their
 // connections from the sending to the answer.
 
-const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48;
+const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48, FLOW = 56;
 const TABLES = {"neighbour": "client0", "forwarding": "relearn", "announcement-seen": "announce"};  // and their colours
 
 class Timeline {
@@ -12,6 +12,7 @@ class Timeline {
     this.tip = root.querySelector(".tip");
     this.status = root.querySelector(".shown");
     this.hidden = new Set();
+    this.flows = run.data.flows.map(flow => { const bytes = unpack(flow.bytes); return {...flow, bytes, most: bytes.reduce((a, b) => Math.max(a, b), 1)}; });
     this.rows = new Rows(run.requests);
     this.styles = [...root.querySelectorAll("[data-style]")];
     this.styles.forEach(button => button.addEventListener("click", () => { this.choose(button.dataset.style); this.draw(); }));
@@ -95,7 +96,9 @@ class Timeline {
     this.left = box < 520 ? 52 : GUTTER;
     this.width = box - this.left - 8;
     const lanes = this.lanes();
-    this.plotTop = AXIS + lanes.length * LANE + 26;
+    let below = AXIS;
+    for (const lane of lanes) { lane.top = below; lane.height ??= LANE; below += lane.height; }
+    this.plotTop = below + 26;
     this.plotHeight = this.style === "rows" ? Math.max(140, this.rows.count * this.rows.height(box)) : box < 520 ? 220 : 280;
     const context = prepared(this.canvas, box, this.plotTop + this.plotHeight + 30);
     this.hits = [];
@@ -105,9 +108,9 @@ class Timeline {
     context.beginPath();
     context.rect(this.left, 0, this.width, 4000);
     context.clip();
-    lanes.forEach((lane, number) => lane.draw(context, AXIS + number * LANE));
+    lanes.forEach(lane => lane.draw(context, lane.top));
     context.restore();
-    lanes.forEach((lane, number) => write(context, lane.name, this.left - 8, AXIS + number * LANE + LANE / 2, {size: 11.5, align: "right", fill: "dim", most: this.left - 10}));
+    lanes.forEach(lane => write(context, lane.name, this.left - 8, lane.top + lane.height / 2, {size: 11.5, align: "right", fill: "dim", most: this.left - 10}));
     this.drawRequests(context);
     this.drawCursor(context);
   }
@@ -127,7 +130,32 @@ class Timeline {
     if (tables.length) lanes.push({name: "tables", draw: (context, y) => this.drawOthers(context, y, tables)});
     const others = all.filter(one => !(one.kind in TABLES) && !["probes-begin", "probes-end"].includes(one.kind));
     if (others.length) lanes.push({name: "events", draw: (context, y) => this.drawOthers(context, y, others)});
+    for (const flow of this.flows) lanes.push({name: flow.client, height: FLOW, draw: (context, y) => this.drawFlow(context, y, flow)});
     return lanes;
+  }
+
+  // Throughput: from the least to the most of the milliseconds that a pixel stands for, so that a stall shows.
+  drawFlow(context, y, flow) {
+    const number = this.run.requests.names.indexOf(flow.client), tall = FLOW - 22, base = y + FLOW - 3;
+    const fill = number < 0 ? colour("dim") : clientColour(number), place = us => (us - flow.begin) / flow.bucket_us;
+    for (let x = this.left; x < this.left + this.width; x++) {
+      const from = Math.floor(place(this.us(x))), to = Math.max(Math.floor(place(this.us(x + 1))), from + 1);
+      if (to <= 0 || from >= flow.bytes.length) continue;
+      const here = flow.bytes.subarray(Math.max(from, 0), to);
+      let least = Infinity, most = 0;
+      for (const bytes of here) { least = Math.min(least, bytes); most = Math.max(most, bytes); }
+      context.fillStyle = faded(fill, 0.4);
+      context.fillRect(x, base - tall * most / flow.most, 1, tall * most / flow.most);
+      context.fillStyle = fill;
+      context.fillRect(x, base - tall * least / flow.most, 1, tall * least / flow.most);
+    }
+    context.fillStyle = colour("line");
+    context.fillRect(this.left, base, this.width, 1);
+    write(context, `bulk, up to ${rate(flow.most, flow.bucket_us)}`, this.left + 4, y + 8, {size: 10.5, fill: "dim"});
+    this.hits.push({from: this.left, to: this.left + this.width, top: y, bottom: y + FLOW, tip: x => {
+      const at = Math.floor(place(this.us(x))), bytes = flow.bytes[at];
+      return bytes === undefined ? null : `${flow.client}, connection ${flow.connection}: ${rate(bytes, flow.bucket_us)} in this ${duration(flow.bucket_us)}`;
+    }});
   }
 
   drawAxis(context) {
@@ -139,7 +167,7 @@ class Timeline {
       const x = this.x(at + this.zero);
       context.fillStyle = colour("line");
       context.fillRect(x, AXIS - 4, 1, this.plotTop + this.plotHeight - AXIS + 4);
-      const text = step >= 1e6 ? `${+(at / 1e6).toFixed(1)} s` : step >= 1000 ? `${Math.round(at / 1e3)} ms` : step >= 100 ? `${(at / 1e3).toFixed(1)} ms` : step >= 10 ? `${(at / 1e3).toFixed(2)} ms` : `${Math.round(at)} µs`;
+      const text = span >= 3e6 ? `${+(at / 1e6).toFixed(2)} s` : step >= 1000 ? `${Math.round(at / 1e3)} ms` : step >= 100 ? `${(at / 1e3).toFixed(1)} ms` : step >= 10 ? `${(at / 1e3).toFixed(2)} ms` : `${Math.round(at)} µs`;
       write(context, at > 0 ? `+${text}` : text, x, 12, {size: 11, align: "center", fill: "dim"});
     }
   }
@@ -253,7 +281,8 @@ class Timeline {
     for (let ms = this.low; ms <= this.high; ms *= 10) {
       context.fillStyle = colour("line");
       context.fillRect(this.left, this.y(ms), this.width, 1);
-      write(context, power(ms), this.left - 8, this.y(ms), {size: 11, align: "right", fill: "dim"});
+      const least = ms === this.low && requests.shortest < ms ? "≤ " : "";
+      write(context, least + power(ms), this.left - 8, this.y(ms), {size: 11, align: "right", fill: "dim"});
     }
   }
 
@@ -340,7 +369,7 @@ class Timeline {
   under(x, y) {
     for (let i = this.hits.length - 1; i >= 0; i--) {
       const hit = this.hits[i];
-      if (x >= hit.from - 2 && x <= hit.to + 2 && y >= hit.top && y < hit.bottom) return hit.tip;
+      if (x >= hit.from - 2 && x <= hit.to + 2 && y >= hit.top && y < hit.bottom) return typeof hit.tip === "function" ? hit.tip(x) : hit.tip;
     }
     const best = !this.dots ? null : this.style === "rows" ? this.barUnder(x, y) : this.dotUnder(x, y);
     return best === null ? null : `${this.run.requests.describe(best)}, sent ${signed(this.run.requests.begin[best] - this.zero)}`;
