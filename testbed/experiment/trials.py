@@ -116,7 +116,8 @@ REQUEST, DELIVERY, SILENCE = Definition.REQUEST, Definition.DELIVERY, Definition
 PAUSES = (
     PauseTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("closed-loop kv", "closed-loop", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
-    PauseTrial("closed-loop http", "closed-loop", "http", {"program": "http", **_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("http", "http", "http", {**_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("http, new", "http", "http", {"kept": False, "interval_us": 5000}, REQUEST, 5 * MS),
     PauseTrial("open-loop", "open-loop", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
@@ -128,7 +129,7 @@ PAUSES = (
 
 _BYTES = {"bytes_lost": "lost", "bytes_duplicated": "doubled", "bytes_corrupted": "altered"}
 _DATAGRAMS = {"lost": "datagrams_lost", "duplicated": "datagrams_doubled", "corrupted": "datagrams_altered"}
-_UPLOADED = {"bytes_corrupted": "altered"}
+_ALTERED = {"bytes_corrupted": "altered"}
 _WRITES = {"writes_lost": "forgotten", "writes_phantom": "garbled"}
 _LEDGER = {"program": "kv", "connections": 1, "interval_us": 1000, "keys": 2000}
 """So many keys that none is written twice: a forgotten write that another has covered is no loss."""
@@ -138,10 +139,11 @@ COUNTS = (
     CountTrial("closed-loop", "closed-loop", f"{_FAULTY}FaultyEcho", {**_FOUR}, _BYTES),
     CountTrial("open-loop", "open-loop", f"{_FAULTY}FaultyEcho", {"rate_per_s": 1000.0}, _BYTES),
     CountTrial("churn", "churn", f"{_FAULTY}FaultyEcho", {"rate_per_s": 300.0}, _BYTES),
+    CountTrial("http", "http", f"{_FAULTY}FaultyHttp", {**_FOUR}, _ALTERED),
     CountTrial("udp", "udp", f"{_FAULTY}FaultyEcho", {"rate_per_s": 1000.0}, _DATAGRAMS),
     CountTrial("ramp", "ramp", f"{_FAULTY}FaultyRamp", {"connections": 2}, _BYTES),
     CountTrial("download", "download", f"{_FAULTY}FaultyBulk", _MODEST, _BYTES),
-    CountTrial("upload", "upload", f"{_FAULTY}FaultyBulk", _MODEST, _UPLOADED),
+    CountTrial("upload", "upload", f"{_FAULTY}FaultyBulk", _MODEST, _ALTERED),
     CountTrial("ledger", "ledger", f"{_FAULTY}FaultyStore", _LEDGER, _WRITES),
 )
 
@@ -219,6 +221,7 @@ _LOSSY = Conditions(loss=LOSS)
 
 CONDITIONS = (
     ConditionTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
+    ConditionTrial("http", "http", "http", {**_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
     ConditionTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, _DELAYED, DELAY_MS, (_CONNECT,)),
     ConditionTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
     ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, _DELAYED, DELAY_MS, _ONE_WAY),

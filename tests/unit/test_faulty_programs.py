@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.clients.account import Account
-from testbed.clients.codecs import EchoCodec, resp
+from testbed.clients.codecs import EchoCodec, HttpCodec, resp
 from testbed.clients.integrity import StreamChecker
 from testbed.guest.memory import Memory
 from testbed.guest.programs.faulty import (
@@ -20,6 +20,7 @@ from testbed.guest.programs.faulty import (
     MIDST,
     FaultyBulk,
     FaultyEcho,
+    FaultyHttp,
     FaultyRamp,
     FaultyStore,
     Spoiler,
@@ -136,6 +137,15 @@ def test_datagrams_are_lost_doubled_and_altered_as_it_counts(size: int) -> None:
         told["datagrams_lost"], told["datagrams_doubled"], told["datagrams_altered"],
     )  # fmt: skip
     assert (lost, doubled, altered) == ((2, 2, 2) if size > HEADER_BYTES else (0, 0, 0))
+
+
+def test_a_web_server_counts_what_it_forgot() -> None:
+    stage, codec = Rehearsal(FaultyHttp), HttpCodec("x")
+    peer = stage.connect()
+    for _ in range(3 * EVERY):
+        peer.send(codec.request())
+        assert codec.received(peer.received())
+    assert codec.integrity.corrupted == stage.service.program.stats()["altered"] > 0
 
 
 def test_a_store_forgets_and_garbles_what_it_acknowledged() -> None:

@@ -16,6 +16,7 @@ from testbed.guest.program import Sender
 from testbed.guest.programs.bulk import SENT as BULK_SENT
 from testbed.guest.programs.bulk import Bulk
 from testbed.guest.programs.echo import Echo
+from testbed.guest.programs.http import Http, Request
 from testbed.guest.programs.kv import OK, KeyValue
 from testbed.guest.programs.ramp import SENT, Ramp
 from testbed.guest.programs.resp import Dialect
@@ -150,6 +151,28 @@ class FaultyBulk(Bulk):
 
     def stats(self) -> dict[str, Any]:
         return {**super().stats(), **self._spoiler.stats()}
+
+
+class FaultyHttp(Http):
+    """A web server that forgets, for some requests, that there were any before: what it then answers counts
+    as altered, with all its bytes."""
+
+    def attach(self) -> None:
+        super().attach()
+        self._faults = self.memory.words("faulty", 2)  # requests; bytes of answers that forgot
+
+    def _serve(self, connection: Connection, request: Request) -> None:
+        turn = self._faults[0] = self._faults[0] + 1
+        if turn % EVERY:
+            super()._serve(connection, request)
+            return
+        self.requests.add()
+        body = b'{"requests": 0}\n'
+        self._faults[1] += len(body)
+        self._answer(connection, 200, body, kind="application/json", keep_alive=request.keep_alive)
+
+    def stats(self) -> dict[str, Any]:
+        return {**super().stats(), "altered": self._faults[1]}
 
 
 class FaultyStore(KeyValue):
