@@ -13,7 +13,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,18 +32,20 @@ from testbed.commands.ending import (
     tell,
     wrong_request,
 )
+from testbed.commands.events import events
 from testbed.commands.faults import faults
-from testbed.commands.inside import check_possible, inside_universe
-from testbed.commands.predict import command_like
+from testbed.commands.inside import inside_universe
+from testbed.commands.link import capture, link
+from testbed.commands.migrate import migrate, run_one, scenario
+from testbed.commands.nodes import exec_, shell
+from testbed.commands.predict import predict
+from testbed.commands.ps import ps
 from testbed.commands.report import NoReport, report
 from testbed.commands.run import run, scenarios, validate
-from testbed.commands.showing import Show, is_live, lent, run_shown
+from testbed.commands.showing import Show, is_live
+from testbed.commands.up import down, up
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT
-from testbed.scenario.words import options_from
-
-if TYPE_CHECKING:
-    from testbed.scenario.model import Scenario
 
 app = typer.Typer(
     name="testbed",
@@ -69,131 +71,25 @@ def demo(
     """Bring up a lab, migrate its guest live under load, and show what the clients saw. The place to
     begin."""
     with wrong_request():
-        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(_DEFAULT, "demo")])
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(_DEFAULT, "demo")])
     live = is_live(plain=plain, quiet=quiet)
     show = Show(quiet=quiet, with_report=not no_report, pcap=captured, live=live)
-    finish(_run(_DEFAULT, "demo", runs, show))
+    finish(run_one(_DEFAULT, "demo", runs, show))
 
 
-@app.command()
-def migrate(
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="live: rounds while it runs; stop-and-copy: all while stopped; quick: while stopped, RAM to "
-            "a file on shared storage and back, and the LUN moved in between."
-        ),
-    ] = "live",
-    ram: asked.Ram = "256MiB",
-    fill: Annotated[float, typer.Option(help="Share of RAM that holds incompressible data, 0 to 0.9.")] = 0.5,
-    program: asked.Program = _DEFAULT.program,
-    clients: Annotated[int, typer.Option(help="Client machines.")] = _DEFAULT.clients,
-    connections: asked.Connections = _DEFAULT.connections,
-    interval: Annotated[str, typer.Option(help="How often each of them asks.")] = "1ms",
-    stream_rate: Annotated[
-        int, typer.Option(help="Messages a second of the steady stream of each client (echo).")
-    ] = _DEFAULT.stream_rate_per_s,
-    churn: Annotated[
-        int, typer.Option(help="Connections opened and closed a second, over all clients (echo).")
-    ] = _DEFAULT.churn_per_s,
-    family: Annotated[str, typer.Option(help="both, ipv4 or ipv6.")] = "both",
-    dirty_rate: asked.DirtyRate = _DEFAULT.dirty_rate_pages_per_s,
-    working_set: Annotated[str, typer.Option(help="The RAM among which it writes them.")] = "16MiB",
-    pattern: Annotated[str, typer.Option(help="uniform, hot-cold or sequential.")] = "uniform",
-    bandwidth: asked.Bandwidth = None,
-    max_bandwidth: Annotated[
-        str | None, typer.Option(help="Cap on what the pre-copy rounds send; the switchover is not capped.")
-    ] = None,
-    disk: asked.Disk = None,
-    storage_rate: asked.StorageRate = None,
-    durable: asked.Durable = False,
-    downtime_limit: Annotated[
-        str, typer.Option(help="Switch over once the rest is expected to cross in this time.")
-    ] = "300ms",
-    max_rounds: Annotated[int, typer.Option(help="Most rounds before the stall is decided.")] = 30,
-    on_stall: Annotated[str, typer.Option(help="switch anyway, or give-up and stay.")] = "switch",
-    announce: Annotated[str, typer.Option(help="garp-request, garp-reply, rarp or none.")] = "garp-request",
-    hold: Annotated[
-        bool, typer.Option(help="Hold frames during the blackout and release them after.")
-    ] = True,
-    mac: Annotated[
-        str, typer.Option(help="keep: the MAC moves along; per-host: each host has its own.")
-    ] = "keep",
-    tracker: Annotated[str, typer.Option(help="auto, userfaultfd, soft-dirty or digest.")] = "auto",
-    storage_server: Annotated[
-        str,
-        typer.Option(
-            help="testbed; or nbdkit, which knows no leases: NOBODY IS FENCED then, and a host that has lost "
-            "the guest can still write to its disk."
-        ),
-    ] = "testbed",
-    migrations: Annotated[int, typer.Option(help="How many, there and back.")] = 1,
-    baseline: Annotated[str, typer.Option(help="Normal service before the first one.")] = "1s",
-    fault: Annotated[
-        str | None,
-        typer.Option(help="PHASE:KIND, made in the first migration, as verify:target-agent-killed."),
-    ] = None,
-    seed: asked.Seed = _DEFAULT.seed,
-    pcap: asked.PcapLinks = None,
-    pcap_snap: asked.PcapSnap = None,
-    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
-    name: asked.Name = "migrate",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
-    ] = False,
-    no_report: NoReport = False,
-    plain: asked.Plain = False,
-    quiet: asked.Quiet = False,
-    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
-) -> None:
-    """Migrate with options. Sizes as 256MiB, rates as 1gbit, durations as 300ms."""
-    with wrong_request():
-        options = options_from(
-            {
-                "mode": mode,
-                "ram": ram,
-                "fill": fill,
-                "program": program,
-                "clients": clients,
-                "connections": connections,
-                "interval": interval,
-                "stream-rate": stream_rate,
-                "churn": churn,
-                "family": family,
-                "dirty-rate": dirty_rate,
-                "working-set": working_set,
-                "pattern": pattern,
-                "bandwidth": bandwidth,
-                "max-bandwidth": max_bandwidth,
-                "disk": disk,
-                "storage-rate": storage_rate,
-                "durable": durable,
-                "storage-server": storage_server,
-                "fault": fault,
-                "downtime-limit": downtime_limit,
-                "max-rounds": max_rounds,
-                "on-stall": on_stall,
-                "announce": announce,
-                "hold": hold,
-                "mac": mac,
-                "tracker": tracker,
-                "migrations": migrations,
-                "baseline": baseline,
-                "seed": seed,
-            }
-        )
-        asked.check_name(name)
-        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [_scenario(options, name)])
-    quiet = quiet or json_
-    live = is_live(plain=plain, quiet=quiet)
-    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, pcap=captured, live=live)
-    finish(_run(options, name, runs, show))
-
-
-app.command("predict")(command_like(migrate))
+app.command()(migrate)
+app.command()(predict)
 app.command()(run)
 app.command()(validate)
 app.command()(scenarios)
+app.command()(up)
+app.command()(ps)
+app.command("exec")(exec_)
+app.command()(shell)
+app.command()(events)
+app.add_typer(link, name="link")
+app.command()(capture)
+app.command()(down)
 app.command()(compare)
 app.command()(faults)
 app.command()(report)
@@ -325,20 +221,3 @@ def _what_is_wrong(error: Any) -> str:
     if hasattr(context.command, "list_commands"):
         return f"{what}: use {', '.join(context.command.list_commands(context))}"
     return f"{what}; see {context.command_path} --help"
-
-
-def _scenario(options: Options, name: str) -> Scenario:
-    from testbed.scenario.from_options import scenario_of
-
-    return scenario_of(options, name)
-
-
-def _run(options: Options, name: str, runs: Path, show: Show) -> int:
-    """Everything from the checks that need no lab to the exit status."""
-    import_path = check_possible(options)
-
-    def inside(folder: Path) -> int:
-        return run_shown(_scenario(options, name), folder, import_path, show, options)
-
-    with lent(show.live):
-        return inside_universe(runs, name, inside)

@@ -73,7 +73,14 @@ def worst(statuses: Iterable[int]) -> int:
 
 
 def explained(error: Exception, folder: Path) -> int:
-    """One line for what brought a run down, and its exit status. What nobody foresaw keeps its traceback."""
+    """Tell in one line what brought a run down; its exit status. What nobody foresaw keeps its traceback."""
+    text, status = explanation(error, folder)
+    tell(text)
+    return status
+
+
+def explanation(error: Exception, folder: Path) -> tuple[str, int]:
+    """One line for what brought a run down, and its exit status. Raises what nobody foresaw."""
     from netns.apply import TopologyError
     from netns.capture import CaptureError
     from netns.forkserver import NotReady, ProcessDied, SpawnError
@@ -90,12 +97,10 @@ def explained(error: Exception, folder: Path) -> int:
     from testbed.storage.volume_client import VolumeLost, VolumeRefused
 
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
-        tell(f"no room for the run's folder {folder}: {error}")
-        return CANNOT
+        return f"no room for the run's folder {folder}: {error}", CANNOT
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        tell(f"{error.strerror or error}{where}")
-        return CANNOT
+        return f"{error.strerror or error}{where}", CANNOT
     missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError, ProgramNotStarted)
     missing += (BackendMissing, LinkError)
     foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed, CaptureError)
@@ -103,8 +108,7 @@ def explained(error: Exception, folder: Path) -> int:
     foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
     if not isinstance(error, foreseen):
         raise error
-    tell(str(error))
-    return CANNOT if isinstance(error, missing) or _is_missing(error) else CHECK_FAILED
+    return str(error), CANNOT if isinstance(error, missing) or _is_missing(error) else CHECK_FAILED
 
 
 def _is_missing(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from testbed.commands.ending import CANNOT, WRONG_REQUEST, explained, fail
 from testbed.scenario.options import MIN_RAM_BYTES, Options
 
 if TYPE_CHECKING:
+    from netns.universe import UniverseUnavailable
     from testbed.scenario.model import Scenario
 
 
@@ -110,37 +111,57 @@ def inside_universe(
     """Run `inside` in a universe, with a folder of its own below `runs`; its exit status, or that of what
     went wrong. `afterwards` sees the folder when the universe has ended."""
     from netns import universe
-    from netns.paths import RUN
-    from testbed.experiment.run import give_to_caller, make_folder
+    from testbed.experiment.run import give_to_caller
     from testbed.lab.lab import PRELOAD
 
-    if runs.resolve().is_relative_to(RUN):
-        fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: every run has a {RUN} of its own; use another")
-    runs_were_there = runs.exists()
-    try:
-        folder = make_folder(runs, name)
-    except OSError as error:
-        fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")
+    folder = RunFolder(runs, name)
 
     def guarded() -> int:
         try:
-            status = inside(folder)
-            give_to_caller(folder)
+            status = inside(folder.path)
+            give_to_caller(folder.path)
             return status
         except Exception as error:
-            return explained(error, folder)
+            return explained(error, folder.path)
 
     try:
         status = universe.run(guarded, preload=PRELOAD)
-        afterwards(folder)
+        afterwards(folder.path)
         return status
     except universe.UniverseUnavailable as error:
-        fail(CANNOT, f"{error.what}: {error.cost}. {error.remedy}")
+        fail(CANNOT, why_no_universe(error))
     finally:
-        _remove_if_mute(folder)
-        if not runs_were_there:
+        folder.leave()
+
+
+def why_no_universe(error: UniverseUnavailable) -> str:
+    """One line: what failed, what it costs, what to do."""
+    return f"{error.what}: {error.cost}. {error.remedy}"
+
+
+class RunFolder:
+    """A new folder for a run, below `runs`; ends the command where it cannot be made. A folder in which there
+    is nothing to read when it is left is removed, and so is one for runs that was not there before."""
+
+    def __init__(self, runs: Path, name: str) -> None:
+        from netns.paths import RUN
+        from testbed.experiment.run import make_folder
+
+        if runs.resolve().is_relative_to(RUN):
+            what = f"every run has a {RUN} of its own; use another"
+            fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: {what}")
+        self._runs = runs
+        self._runs_were_there = runs.exists()
+        try:
+            self.path = make_folder(runs, name)
+        except OSError as error:
+            fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")
+
+    def leave(self) -> None:
+        _remove_if_mute(self.path)
+        if not self._runs_were_there:
             with suppress(OSError):  # there is a run in it
-                runs.rmdir()
+                self._runs.rmdir()
 
 
 def _remove_if_mute(folder: Path) -> None:

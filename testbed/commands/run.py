@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from testbed.scenario.model import Scenario
 
 
-def _complete(incomplete: str) -> list[str]:
+def scenario_names(incomplete: str) -> list[str]:
     """Names of the shelf, for the shell."""
     from testbed.scenario.shelf import names
 
@@ -34,7 +34,7 @@ Scenarios = Annotated[
         metavar="SCENARIO...",
         help="Files (TOML), or names from the shelf: testbed scenarios lists them.",
         show_default=False,
-        autocompletion=_complete,
+        autocompletion=scenario_names,
     ),
 ]
 
@@ -154,7 +154,7 @@ def scenarios(
         typer.Argument(
             help="Print the file of this one, to begin one's own with.",
             show_default=False,
-            autocompletion=_complete,
+            autocompletion=scenario_names,
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,

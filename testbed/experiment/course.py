@@ -63,7 +63,10 @@ class Course:
         witness: Witness,
         import_path: Sequence[str],
         foresights: Mapping[str, Foresight] | None = None,
+        *,
+        programs_wait: bool = True,
     ) -> None:
+        """`programs_wait`: the clients' programs that begin with the first migration have not begun yet."""
         self._lab = lab
         self._foresights = foresights or {}
         self._witness = witness
@@ -72,7 +75,7 @@ class Course:
         self.used_warm: list[Usage] | None = None
         """What the lab's processes held after WARM_MIGRATIONS, where there were more."""
         self._told: list[tuple[_Open, outcome.Told | None]] = []
-        self._programs_wait = True
+        self._programs_wait = programs_wait
 
     @property
     def told(self) -> list[outcome.Told]:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,44 @@ from testbed.experiment.course import Course, Witness, running_stats
 from testbed.experiment.foreseeing import foresee
 from testbed.experiment.link_figures import link
 from testbed.experiment.machine import instrument
+from testbed.experiment.spans import span
 from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
-from testbed.measure.result import Guest, LinkFigures, Migration, Outcome, ProgramRun, Ram, Result
+from testbed.measure.result import (
+    Clients,
+    Guest,
+    LinkFigures,
+    Migration,
+    Outcome,
+    ProgramRun,
+    Ram,
+    Result,
+)
 from testbed.migration.overheads import Overheads
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
 from testbed.scenario.pcap import Pcap
 
-__all__ = ["Witness", "give_to_caller", "make_folder", "run", "run_options"]
+__all__ = [
+    "Found",
+    "Witness",
+    "give_to_caller",
+    "make_folder",
+    "overall",
+    "result_of",
+    "run",
+    "run_options",
+    "write_events",
+    "write_result",
+]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """All that a lab has told by its end."""
+class Found:
+    """All that a lab has told by its end, or by the end of a span of its life; `before` and `faults_before`
+    are what clients and guests had counted when that began."""
 
     course: Course
     summaries: Mapping[str, Mapping[str, Any]]
@@ -45,6 +67,8 @@ class _Found:
     links: Sequence[LinkFigures]
     events: list[dict[str, Any]]
     surroundings: dict[str, Any]
+    before: Clients | None = None
+    faults_before: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_folder(root: Path, name: str) -> Path:
@@ -93,17 +117,17 @@ def run(
     with Capturing(pcap, folder) as capturing:
         table = overheads or Overheads.shipped()
         found = _performed(scenario, folder, witness, import_path, capturing, beat_ms, table)
-        _write_events(folder, found.events)
-        result = _result(scenario, started_at, found, {} if options is None else options.as_dict())
-        _write_result(folder, result)  # before the captures, which take their time
+        write_events(folder, found.events)
+        result = result_of(scenario, started_at, found, {} if options is None else options.as_dict())
+        write_result(folder, result)  # before the captures, which take their time
         captures = capturing.files(found.events, witness.say)
     if captures:
         result = result.model_copy(update={"captures": captures})
-        _write_result(folder, result)
+        write_result(folder, result)
     return result
 
 
-def _write_result(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: Result) -> None:
     (folder / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
 
 
@@ -115,7 +139,7 @@ def _performed(
     capturing: Capturing,
     beat_ms: int,
     overheads: Overheads,
-) -> _Found:
+) -> Found:
     begun_ns = time.monotonic_ns()
     with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
         for vm in scenario.vms:
@@ -154,7 +178,7 @@ def _performed(
         ]
         capturing.stop()
         programs, events = lab.programs.runs(), lab.recorder.events
-    return _Found(course, summaries, stats, owners, programs, links, events, surroundings)
+    return Found(course, summaries, stats, owners, programs, links, events, surroundings)
 
 
 def _begin_service(lab: Lab, witness: Witness, beat_ms: int) -> None:
@@ -172,11 +196,12 @@ def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
     return {one.name: {"private_bytes": one.private_bytes, "descriptors": one.descriptors} for one in usage}
 
 
-def _result(scenario: Scenario, started_at: str, found: _Found, options: dict[str, Any]) -> Result:
+def result_of(scenario: Scenario, started_at: str, found: Found, options: dict[str, Any]) -> Result:
+    """The result of what was found; `options` are told in it."""
     migrations = _migrations(scenario, found)
     vm_of = {address: vm.name for vm in scenario.vms for address in (vm.ipv4, vm.ipv6)}
-    clients = outcome.clients(found.summaries, vm_of)
-    guests = [_guest(scenario, name, stats, found.owners[name]) for name, stats in found.stats.items()]
+    clients = span(found.before, outcome.clients(found.summaries, vm_of))
+    guests = [_guest(scenario, name, stats, found) for name, stats in found.stats.items()]
     faults = [fault for guest in guests for fault in guest.faults]
     not_held = [vm.name for vm in scenario.vms if not vm.hold]
     checks = judge(migrations, clients, faults, not_held=not_held)
@@ -184,7 +209,7 @@ def _result(scenario: Scenario, started_at: str, found: _Found, options: dict[st
     result = Result(
         name=scenario.name,
         started_at=started_at,
-        outcome=_overall(migrations),
+        outcome=overall(migrations),
         mode=scenario.manner().mode if worst is None else worst.mode,
         total_ms=worst.total_ms if worst else 0.0,
         blackout_ms=worst.blackout_ms if worst else None,
@@ -209,7 +234,7 @@ def _result(scenario: Scenario, started_at: str, found: _Found, options: dict[st
     return result.model_copy(update={"checks": [*result.checks, *own]}) if own else result
 
 
-def _migrations(scenario: Scenario, found: _Found) -> list[Migration]:
+def _migrations(scenario: Scenario, found: Found) -> list[Migration]:
     course, migrations = found.course, []
     first_ns = min((told.ordered_ns for told in course.told), default=None)
     for told, window in zip(course.told, course.window_of, strict=True):
@@ -220,14 +245,14 @@ def _migrations(scenario: Scenario, found: _Found) -> list[Migration]:
     return migrations
 
 
-def _guest(scenario: Scenario, name: str, stats: dict[str, Any] | None, owner: str) -> Guest:
+def _guest(scenario: Scenario, name: str, stats: dict[str, Any] | None, found: Found) -> Guest:
     told = (stats or {}).get("guest", {})
     return Guest(
         vm=name,
-        owner=None if stats is None else owner,
+        owner=None if stats is None else found.owners[name],
         program=scenario.vm(name).guest_program,
         steps=told.get("steps", 0),
-        faults=list(told.get("fault_lines", [])),
+        faults=list(told.get("fault_lines", []))[found.faults_before.get(name, 0) :],
         dirty_rate_pages_per_s=told.get("load", {}).get("achieved_pages_per_s"),
         program_stats=told.get("program", {}),
     )
@@ -238,12 +263,12 @@ def _ram_of(scenario: Scenario) -> Ram:
     return Ram(bytes=scenario.vms[0].ram_bytes, transferred_bytes=0, final_pages=0, verified=False)
 
 
-def _overall(migrations: Sequence[Migration]) -> Outcome:
+def overall(migrations: Sequence[Migration]) -> Outcome:
     outcomes = {one.outcome for one in migrations}
     return "failed" if "failed" in outcomes else "rolled-back" if "rolled-back" in outcomes else "completed"
 
 
-def _write_events(folder: Path, events: list[dict[str, Any]]) -> None:
+def write_events(folder: Path, events: list[dict[str, Any]]) -> None:
     with (folder / "events.jsonl").open("w") as file:
         for event in sorted(events, key=lambda one: one["t_ns"]):
             file.write(json.dumps(event, separators=(",", ":")) + "\n")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import psutil
 
@@ -58,6 +58,12 @@ PRELOAD = (
 OnEvent = Callable[[dict[str, Any]], None]
 
 
+class Readable(Protocol):
+    """What select(2) can wait for."""
+
+    def fileno(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a process holds: memory that is its alone (the guest's RAM is shared and not in it), and
@@ -97,6 +103,9 @@ class Lab:
         self.clients: dict[str, ClientControl] = {}
         self._processes: list[Process] = []
         self._awaited: dict[str, float] = {}
+        self.attended: dict[Readable, Callable[[], None]] = {}
+        """What else is waited on while the lab waits, a migration included, and what is called when it is
+        readable: for whoever runs a lab and has others to answer meanwhile."""
         with ExitStack() as stack:
             self.recorder = Recorder(RECORDER)
             stack.callback(self.recorder.close)
@@ -222,6 +231,10 @@ class Lab:
             raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
         return dict(answer["ok"])
 
+    def wait(self, timeout_s: float, on_event: OnEvent) -> None:
+        """Let the lab run until something has happened, for at most so long."""
+        self._wait((), timeout_s, on_event)
+
     def watch_until(self, done: Callable[[], bool], deadline_s: float, on_event: OnEvent) -> bool:
         """Let the lab run until `done`, which is asked whenever something has happened, for at most so long;
         whether it was."""
@@ -332,7 +345,7 @@ class Lab:
         if (patience_s := self.programs.patience_s()) is not None:
             timeout_s = min(timeout_s, patience_s)
         agents = all_agents(self.vms)
-        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also]
+        sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also, *self.attended]
         sources += [] if self._stubborn is None else [self._stubborn]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
@@ -344,6 +357,9 @@ class Lab:
             events += self.recorder.receive()
         for event in events:
             on_event(event)
+        for source, attend in list(self.attended.items()):
+            if source in found:
+                attend()
 
     def _beliefs(self) -> list[dict[str, Any]]:
         """What a stubborn switch has begun to believe, or has given up."""

@@ -28,6 +28,7 @@ ROWS = (
     ("testbed.scenario",),
     ("testbed.lab",),
     ("testbed.experiment",),
+    ("testbed.standing",),
     ("testbed.report",),
     ("testbed.doctor", "testbed.bench"),
     ("testbed.commands",),

@@ -1,0 +1,287 @@
+"""``testbed up`` and ``testbed down``: the beginning and the end of a lab that stands."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from testbed.commands import asked
+from testbed.commands.ending import (
+    CANNOT,
+    CHECK_FAILED,
+    PASSED,
+    explanation,
+    fail,
+    finish,
+    tell,
+    wrong_request,
+)
+from testbed.commands.inside import RunFolder, check_possible, check_scenarios, why_no_universe
+from testbed.commands.options import given_options, takes_options
+from testbed.commands.run import scenario_names
+from testbed.commands.standing import Lab, forget_the_dead, the_lab
+from testbed.scenario.options import OptionError, Options
+
+if TYPE_CHECKING:
+    from testbed.scenario.model import Scenario
+    from testbed.standing.background import Voice
+    from testbed.standing.protocol import Message
+    from testbed.standing.registry import Claim, Entry
+
+    Wanted = tuple[Scenario, dict[str, Any]]
+    """The scenario of a lab, and the options of which it comes, if any."""
+
+DEFAULT_NAME = "lab"
+DOWN_DEADLINE_S = 60.0
+"""For clients to finish and the result to be written; then the lab is ended without."""
+
+
+@takes_options(of_run=False)
+def up(
+    options: Options,
+    context: typer.Context,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="The lab of a scenario, from a file or the shelf, in place of the options: hosts, guests, "
+            "clients and conditions; its steps are yours to do.",
+            show_default=False,
+            autocompletion=scenario_names,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the lab is called.")] = DEFAULT_NAME,
+    quiet: asked.Quiet = False,
+    runs: asked.RunFolder = asked.DEFAULT_FOLDER,
+) -> None:
+    """Bring up a lab that stands until testbed down: its clients ask, its guest moves when you say so
+    (testbed migrate --name), and you can be in any of its nodes (testbed shell, testbed exec). Several may
+    stand at once, by name. It goes on when this command has ended."""
+    from testbed.standing import background, registry
+    from testbed.standing.protocol import LabGone, Refused
+
+    with wrong_request():
+        registry.check_name(name)
+        lab_of, told_options = _wanted(options, scenario, list(given_options(context)), name)
+    import_path = check_possible(options) if scenario is None else check_scenarios([lab_of])
+    with wrong_request():
+        forget_the_dead()
+        try:
+            claim = registry.claim(name)
+        except OSError as error:
+            fail(CANNOT, f"labs cannot be registered in {registry.home()}: {error.strerror}")
+    log: Path | None = None
+    try:
+        folder = RunFolder(runs, name)
+        log = folder.path / background.LOG
+
+        def hold(voice: Voice) -> int:
+            return _hold(claim, (lab_of, told_options), folder, import_path, voice)
+
+        lab = background.start(hold, log)
+    except BaseException:
+        claim.give_up()
+        raise
+    claim.close()
+    try:
+        with lab:
+            told = lab.wait_standing(lambda message: _show(message, quiet))
+    except Refused as refused:
+        fail(refused.status, str(refused))
+    except LabGone:
+        fail(CHECK_FAILED, f"the lab ended before it stood{_last_words(log)}")
+    if not quiet:
+        _show_standing(told, name)
+    finish(PASSED)
+
+
+def down(
+    name: Lab = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every lab of yours.")] = False,
+    quiet: asked.Quiet = False,
+) -> None:
+    """Bring a lab down: its clients finish what they asked, its result is written, and nothing of it is left
+    but its folder."""
+    from testbed.standing import registry
+
+    if all_:
+        with wrong_request():
+            if name is not None:
+                raise OptionError("--all: every lab, so no --name")
+        forget_the_dead()
+        entries = registry.standing()
+        if not entries:
+            tell("no lab stands")
+    else:
+        entries = [the_lab(name)]
+    for entry in entries:
+        _bring_down(entry, quiet=quiet)
+    finish(PASSED)
+
+
+# ---- up
+
+
+def _wanted(options: Options, word: str | None, given: list[str], name: str) -> Wanted:
+    """The scenario of the lab, and the options of which it comes. Raises OptionError."""
+    from testbed.scenario.files import found
+    from testbed.scenario.from_options import scenario_of
+
+    if word is None:
+        return scenario_of(options, name), options.as_dict()
+    if given:
+        alien = ", ".join(f"--{one.replace('_', '-')}" for one in given)
+        raise OptionError(f"{alien}: the scenario says what the lab is like; change it there")
+    return found(word).model_copy(update={"name": name}), {}
+
+
+def _show(message: Message, quiet: bool) -> None:
+    from rich.console import Console
+
+    if "say" in message and not quiet:
+        Console(highlight=False).print(str(message["say"]), style="dim", markup=False)
+
+
+def _show_standing(told: Message, name: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    option = f" --name {name}"
+    console.print(f"lab {name} stands", style="bold green")
+    for command, what in (
+        (f"testbed ps{option}", "what is in it"),
+        (f"testbed shell{option} client1", "be in a node"),
+        (f"testbed exec{option} client1 -- ping -c 3 {told['address']}", "run something there"),
+        (f"testbed migrate{option}", "move the guest"),
+        (f"testbed down{option}", "the end; the result is written"),
+    ):
+        console.print(f"  {command:<58} [dim]{what}[/dim]")
+    console.print(f"\n  {told['folder']}", style="dim")
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        lines = []
+    return f": {lines[-1]} (see {log})" if lines else ""
+
+
+def _hold(
+    claim: Claim, wanted: Wanted, folder: RunFolder, import_path: Sequence[str], voice: Voice
+) -> int:
+    """The holder's life: it waits for the universe, whose main is the server, and clears up."""
+    from netns import universe
+    from testbed.lab.lab import PRELOAD
+
+    holder = os.getpid()
+
+    def inside() -> int:
+        try:
+            return _serve(claim, wanted, folder.path, import_path, voice, holder)
+        except Exception as error:
+            voice.fail(*_explained(error, folder.path))
+            return CHECK_FAILED
+
+    try:
+        return universe.run(inside, preload=PRELOAD)
+    except universe.UniverseUnavailable as error:
+        voice.fail(why_no_universe(error), CANNOT)
+        return CANNOT
+    finally:
+        claim.give_up()
+        folder.leave()
+
+
+def _explained(error: Exception, folder: Path) -> tuple[str, int]:
+    """As of a run; what nobody foresaw has its traceback in the lab's log."""
+    import traceback
+
+    try:
+        return explanation(error, folder)
+    except Exception:
+        traceback.print_exception(error)
+        return f"{type(error).__name__}: {error}; the traceback is in {folder / 'lab.log'}", CHECK_FAILED
+
+
+def _serve(
+    claim: Claim, wanted: Wanted, folder: Path, import_path: Sequence[str], voice: Voice, holder: int
+) -> int:
+    """The server's life: bring the lab up, serve it until it is to go down, bring it down."""
+    from netns import universe
+    from testbed.standing.background import StarterGone
+    from testbed.standing.life import Life
+    from testbed.standing.registry import Entry
+    from testbed.standing.server import GoingDown, Server
+
+    folder = folder.resolve()
+
+    def go_down(_number: int, _frame: Any) -> None:
+        raise GoingDown
+
+    def say(text: str) -> None:
+        voice.say({"say": text})
+
+    try:
+        with Life(wanted[0], folder, import_path, say, wanted[1]) as life:
+            server = Server(life, claim.listener)
+            entry = Entry(
+                name=claim.name,
+                holder_pid=holder,
+                first_pid=universe.first_pid(),
+                started_at=life.started_at,
+                folder=str(folder),
+                nodes=life.nodes,
+                links=tuple(life.lab.links),
+            )
+            claim.publish(entry)
+            voice.say({"ok": {"folder": str(folder), "address": wanted[0].vms[0].ipv4}})
+            voice.close()
+            signal.signal(signal.SIGTERM, go_down)
+            last = server.serve()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is going down already
+            server.end_captures()
+            result = life.finish()
+        outcome = None if result is None else result.outcome
+        server.close(last, {"ok": {"folder": str(folder), "outcome": outcome}})
+    except StarterGone:
+        return CHECK_FAILED
+    return PASSED
+
+
+# ---- down
+
+
+def _bring_down(entry: Entry, *, quiet: bool) -> None:
+    from testbed.standing import background
+    from testbed.standing.client import Conversation
+    from testbed.standing.protocol import ProtocolError, Refused
+
+    try:
+        pidfd = os.pidfd_open(entry.holder_pid)
+    except ProcessLookupError:
+        return  # it went down meanwhile
+    told: Message = {}
+    try:
+        try:
+            with Conversation.with_lab(entry.name) as lab:
+                told = lab.ask({"do": "down"}, DOWN_DEADLINE_S)
+        except (ProtocolError, Refused, TimeoutError) as error:
+            tell(f"lab {entry.name!r} does not go down when asked ({error}): it is ended")
+            background.end(pidfd)
+        if not background.wait_for_end(pidfd, DOWN_DEADLINE_S):
+            background.end(pidfd)
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError):
+            background.end(pidfd)
+        raise
+    finally:
+        os.close(pidfd)
+    if not quiet:
+        what = "nothing migrated, so there is no result" if told.get("outcome") is None else "result.json"
+        print(f"lab {entry.name} is down; {entry.folder}: {what}")
