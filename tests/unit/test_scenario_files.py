@@ -254,12 +254,18 @@ def test_a_file_that_is_not_there_or_too_long_is_named(tmp_path: Path) -> None:
         load(long)
 
 
-def test_a_word_is_a_file_or_a_scenario_of_the_shelf(tmp_path: Path) -> None:
-    assert found("demo").name == "demo"
+def test_a_word_is_a_file_or_a_scenario_of_the_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert found("demo").name == "demo", "a folder beside it is not what is meant"
+    with pytest.raises(ScenarioError, match=r"tmp|Is a directory"):
+        found(str(tmp_path))
     file = tmp_path / "mine.toml"
     file.write_text("")
     assert found(str(file)).name == "mine"
-    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has de"):
+    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has ag"):
         found("dem")
 
 
