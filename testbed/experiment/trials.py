@@ -104,9 +104,9 @@ class ConditionTrial:
 _FOUR = {"connections": 4, "interval_us": 1000}
 _GRID_NS = 250_000
 """Four connections a millisecond take their turns so far apart (GRAIN_NS in testbed.clients.closed_loop)."""
-_BRIDGED_NS = 25 * MS
-"""A reader at 256 MiB/s goes on for so long from a receive buffer of 6 MiB, the most that there is by default
-(net.ipv4.tcp_rmem): shorter pauses it need not notice."""
+_BRIDGED_NS = 150 * MS
+"""A reader at 256 MiB/s goes on for so long from a receive buffer of 32 MiB and a send buffer of 4 MiB, the
+most that there are by default (net.ipv4.tcp_rmem, tcp_wmem): shorter pauses it need not notice."""
 
 _READ = {"rate_bytes_per_s": 1 << 28}
 _MODEST = {"rate_bytes_per_s": 16 << 20}
