@@ -42,7 +42,6 @@ SPAN_S = 60.0
 """After so long without a migration the clients let go of their samples, or a lab would grow for ever."""
 FIRST_LOOK_S = 0.2
 """How long the clients are watched before a lab is said to stand."""
-SETTLE_DEADLINE_S = 30.0
 LAST_EVENTS_S = 0.01
 """How long the last events are waited for, after all who tell them have been asked to end."""
 WRONG_REQUEST, FAILED = 2, 1
@@ -214,9 +213,6 @@ class Life:
         try:
             result = self._migrate(step, folder, witness)
         except (CommandFailed, ControlError, OSError) as error:
-            with suppress(CommandFailed, ControlError):  # told is what went wrong first
-                for name in step.migrate:
-                    self.lab.settle(self.lab.vms[name], SETTLE_DEADLINE_S)
             raise Refused(f"the migration failed: {error}", FAILED) from error
         finally:
             self.busy = None

@@ -113,7 +113,7 @@ def sleepers() -> list[str]:
 def test_a_program_that_is_not_there_is_named_and_leaves_no_file(
     programs: Programs, node: Namespace, tmp_path: Path
 ) -> None:
-    wanted = "client1: cannot run no-such-program: No such file or directory"
+    wanted = "client1: cannot run no-such-program: not found, or not executable"
     with pytest.raises(ProgramNotStarted, match=wanted):
         programs.start("client1", node, ["no-such-program", "x"])
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from testbed.measure.result import SCHEMA_VERSION
-from testbed.report.page import charts, tables, words
+from testbed.report.page import charts, render, tables, words
 from testbed.report.page.folder import MOST_LOG_BYTES, NotARun, read
 from testbed.report.page.render import page, write_report
 from testbed.report.page.synthetic import CLIENTS, LONGEST_NS, write_run
@@ -183,6 +183,16 @@ def test_several_runs_lie_beside_each_other_where_all_of_them_are(run: Path, tmp
     text = path.read_text()
     assert text.count('<button type="button" role="tab"') == 2
     assert text.count('type="application/json"') == 2
+
+
+def test_of_many_runs_each_tells_fewer_requests_one_by_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "MOST_DOTS_OF_ALL", 4000)
+    counts = [int(one) for one in re.findall(r'"requests":(\d+)}', page([run, run]))]
+    assert len(counts) == 2
+    assert all(0 < one < 3000 for one in counts)
+    assert re.findall(r'"requests":(\d+)}', page([run])) == ["0"]
 
 
 def test_a_comparison_stands_for_its_runs(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from testbed.report.page import dots
 from testbed.report.page import folder as run_folder
 from testbed.report.page.folder import NotARun
 from testbed.report.page.tables import Table
@@ -16,6 +17,8 @@ from testbed.report.page.words import DEFINITIONS
 
 PAGE = "report.html"
 COMPARISON = "comparison.json"
+MOST_DOTS_OF_ALL = 4 * dots.MOST_DOTS
+"""Of several runs on one page, each tells so many fewer requests one by one."""
 PARTS = Path(__file__).with_name("parts")
 SCRIPTS = (
     "base.js",
@@ -62,20 +65,21 @@ def _common(folders: Sequence[Path]) -> Path:
 def page(folders: Sequence[Path]) -> str:
     """The page as text."""
     runs, beside = _unfolded(folders)
-    return _rendered([_viewed(one) for one in runs], beside)
+    most_dots = min(dots.MOST_DOTS, MOST_DOTS_OF_ALL // max(len(runs), 1))
+    return _rendered([_viewed(one, most_dots) for one in runs], beside)
 
 
-def _viewed(path: Path) -> View:
+def _viewed(path: Path, most_dots: int) -> View:
     """What the page says of a run. A result that has another shape than any that this testbed knows is left
     out and told: the events and samples beside it are still worth a look."""
     found = run_folder.read(path)
     try:
-        return view(found)
+        return view(found, most_dots)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if found.result is None:
             raise
         strange = f"result.json is not understood ({type(error).__name__}: {error}). Figures are missing."
-        return view(replace(found, result=None, missing=[*found.missing, strange]))
+        return view(replace(found, result=None, missing=[*found.missing, strange]), most_dots)
 
 
 def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
