@@ -268,9 +268,9 @@ def _condition(
 ) -> list[model.Condition]:
     """Bring conditions about on a client's link, and see what its probe makes of them; what nobody can say
     the truth of is added to `left_out`."""
-    asked = trial.conditions.of_a_wire().describe()
-    witness.say(f"conditions: {trial.name} with {asked} in each direction")
-    with Stand(trial.program, 1, folder / f"{trial.name}-with-{asked}", request.client) as stand:
+    witness.say(f"conditions: {trial.name} with {trial.told}")
+    below = folder / f"{trial.name}-{trial.readings[0].what.replace(' ', '-')}"
+    with Stand(trial.program, 1, below, request.client) as stand:
         stand.start("client1", [trial.request])
         stand.rest(PLAIN_S)
         before = {"plain": stand.report("client1")}
@@ -282,11 +282,12 @@ def _condition(
         stand.report("client1")  # what was under way when it changed is let go of; counts go on
         earlier = stand.impaired("client1")
         stand.rest(CONDITIONED_S)
+        meanwhile = stand.impaired("client1")
         report = stand.stop("client1")
         told = stand.impaired("client1")
     found = []
     for reading in trial.readings:
-        true = reading.true(told, earlier)
+        true = reading.true(told if reading.before == "set" else meanwhile, earlier)
         if true is None:
             left_out.append(f"{trial.name}, {reading.what}: {told.backend} does not say what it did")
         else:
