@@ -98,7 +98,7 @@ def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
 def _beside(told: dict[str, Any], names: list[str]) -> Beside:
     sentences = [
         str(one.get("sentence"))
-        for one in told.get("differences", [])
+        for one in told.get("effects") or told.get("differences", [])
         if isinstance(one, dict) and one.get("real")
     ]
     variants = [one for one in told.get("variants", []) if isinstance(one, dict)]
