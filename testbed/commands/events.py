@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,7 @@ def _print_events(entry: Entry, *, follow: bool, from_now: bool, plain: bool) ->
                     first_ns = event["t_ns"]
                 print(_readable(event, first_ns) if plain else json.dumps(event, separators=(",", ":")))
             position = max(position, message["log"])
+            sys.stdout.flush()  # whoever follows through a pipe wants to see it now
 
         class _Enough(Exception):
             """All that has happened is printed."""

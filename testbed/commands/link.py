@@ -56,7 +56,8 @@ def set_(
     """From now on these conditions hold on a link, in the direction that they name, and no others: what is
     not given is as on a link without conditions. netem does it where the kernel has that, else a relay."""
     given: dict[str, Any] = {"direction": direction, "rate": rate, "delay": delay, "jitter": jitter}
-    given |= {"loss": loss, "distribution": distribution, "duplicate": duplicate, "reorder": reorder, "queue": queue}
+    given |= {"distribution": distribution, "loss": loss, "duplicate": duplicate, "reorder": reorder}
+    given["queue"] = queue
     words = {key: value for key, value in given.items() if value is not None}
     with wrong_request():
         if words.keys() <= {"direction"}:
@@ -85,19 +86,12 @@ def show(
     json_: Json = False,
 ) -> None:
     """What was asked of links, who does it, and what came of it so far."""
-    from rich.console import Console
-
-    from testbed.report.links import show_links
-
     entry = the_lab(name)
     told = _asked(entry.name, {"do": "figures", "link": link})
-    if json_:
-        print(json.dumps(told["links"], indent=2))
-    elif told["links"]:
-        show_links(Console(highlight=False), told["links"])
+    if told["links"] or json_:
+        _show(told, json_)
     else:
-        which = link if link is not None else f"no link of {', '.join(entry.links)}"
-        print(f"{which}: no conditions have been set" if link else f"{which} has had conditions")
+        print(f"{link or ', '.join(entry.links)}: no conditions have been set")
     finish(PASSED)
 
 
@@ -171,12 +165,19 @@ def _numbers(words: dict[str, Any]) -> dict[str, Any]:
 
 def _change(step: dict[str, Any], name: str | None, as_json: bool) -> None:
     told = _asked(the_lab(name).name, {"do": "link", "step": step})
-    if as_json:
-        print(json.dumps(told, indent=2))
-    else:
-        by = f"  (by {told['by']})" if told["by"] != "none" else ""
-        print(f"{told['link']}: {told['conditions']}{by}")
+    _show(told, as_json)
     finish(PASSED)
+
+
+def _show(told: Message, as_json: bool) -> None:
+    from rich.console import Console
+
+    from testbed.report.links import show_links
+
+    if as_json:
+        print(json.dumps(told["links"], indent=2))
+    else:
+        show_links(Console(highlight=False), told["links"])
 
 
 def _asked(lab: str, request: Message) -> Message:

@@ -32,6 +32,7 @@ from testbed.experiment.trials import (
 from testbed.measure import calibration as model
 from testbed.measure.accuracy import Deviation, Sight, Spread, Stall, deviation, spread
 from testbed.measure.wire import Wire
+from testbed.scenario.parts import Conditions
 
 WARM_S = 0.3
 """From the first request to the first pause: connections have found their pace by then."""
@@ -46,6 +47,10 @@ COUNTING_S = 0.8
 PLAIN_S = 0.4
 CONDITIONED_S = 1.5
 """How long a link is as it is, and then as it is made."""
+SETTLING_S = 0.4
+"""From the change of a link until its measure is taken: what was in buffers and queues has been read."""
+NEARLY_NOTHING = Conditions(delay_ns=100_000)
+"""Before a loss is counted: a frame may be lost while a link is led through a relay, by nobody's count."""
 
 
 class Witness(Protocol):
@@ -57,22 +62,32 @@ class Witness(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be calibrated: the kinds of probe (all if none), how often each pause, and the seed of their
-    order and phase. `client` is the entry of a client's process: the instrument itself."""
+    """What is to be calibrated: trials (all there are), how often each pause, and the seed of their order and
+    phase. `client` is the entry of a client's process: the instrument itself."""
 
-    kinds: Collection[str] = ()
+    pauses: Sequence[PauseTrial] = PAUSES
+    counts: Sequence[CountTrial] = COUNTS
+    conditions: Sequence[ConditionTrial] = CONDITIONS
     repeats: int = 10
     lengths_ns: Sequence[int] = PAUSES_NS
     seed: int = 1
     client: str = CLIENT
 
+    def only(self, kinds: Collection[str]) -> Request:
+        """With the trials of these kinds of probe alone; all of them if none is named."""
+        if not kinds:
+            return self
+        return replace(
+            self,
+            pauses=tuple(one for one in self.pauses if one.kind in kinds),
+            counts=tuple(one for one in self.counts if one.kind in kinds),
+            conditions=tuple(one for one in self.conditions if one.kind in kinds),
+        )
+
     @property
     def is_whole(self) -> bool:
         """Whether it says all that later runs want to know of the instrument."""
-        return not self.kinds
-
-    def takes(self, kind: str) -> bool:
-        return not self.kinds or kind in self.kinds
+        return (self.pauses, self.counts, self.conditions) == (PAUSES, COUNTS, CONDITIONS)
 
 
 def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> model.Calibration:
@@ -81,19 +96,17 @@ def calibrate(request: Request, name: str, folder: Path, witness: Witness) -> mo
     surroundings: dict[str, Any] = {}
     pauses: list[model.Pauses] = []
     deviations: list[Deviation] = []
-    for trial in (one for one in PAUSES if request.takes(one.kind)):
-        seen, surroundings = _pause(trial, request, folder, witness)
-        pauses.append(pauses_of(trial, seen))
+    for pause_trial in request.pauses:
+        seen, surroundings = _pause(pause_trial, request, folder, witness)
+        pauses.append(pauses_of(pause_trial, seen))
         deviations += [one for one in seen if one.stall.asked_ns]
     counts: list[model.Count] = []
-    for count_trial in COUNTS:
-        if request.takes(count_trial.kind):
-            counts += _count(count_trial, request, folder, witness)
+    for count_trial in request.counts:
+        counts += _count(count_trial, request, folder, witness)
     conditions: list[model.Condition] = []
     left_out: list[str] = []
-    for condition_trial in CONDITIONS:
-        if request.takes(condition_trial.kind):
-            conditions += _condition(condition_trial, request, folder, witness, left_out)
+    for condition_trial in request.conditions:
+        conditions += _condition(condition_trial, request, folder, witness, left_out)
     calibration = model.Calibration(
         name=name,
         started_at=started_at,
@@ -255,26 +268,31 @@ def _condition(
 ) -> list[model.Condition]:
     """Bring conditions about on a client's link, and see what its probe makes of them; what nobody can say
     the truth of is added to `left_out`."""
-    asked = trial.conditions.of_a_wire().describe()
-    witness.say(f"conditions: {trial.name} with {asked} in each direction")
-    with Stand(trial.program, 1, folder / f"{trial.name}-with-{asked}", request.client) as stand:
+    witness.say(f"conditions: {trial.name} with {trial.told}")
+    below = folder / f"{trial.name}-{trial.readings[0].what.replace(' ', '-')}"
+    with Stand(trial.program, 1, below, request.client) as stand:
         stand.start("client1", [trial.request])
         stand.rest(PLAIN_S)
-        plain = stand.report("client1")
+        before = {"plain": stand.report("client1")}
+        stand.impair("client1", NEARLY_NOTHING)
+        stand.rest(CALM_S)
+        before["set"] = stand.report("client1")
         stand.impair("client1", trial.conditions)
-        if any(reading.added for reading in trial.readings):
-            stand.rest(CALM_S)
-            stand.report("client1")  # what was under way when it changed
+        stand.rest(SETTLING_S)
+        stand.report("client1")  # what was under way when it changed is let go of; counts go on
+        earlier = stand.impaired("client1")
         stand.rest(CONDITIONED_S)
+        meanwhile = stand.impaired("client1")
         report = stand.stop("client1")
         told = stand.impaired("client1")
     found = []
     for reading in trial.readings:
-        true = reading.true(told)
+        true = reading.true(told if reading.before == "set" else meanwhile, earlier)
         if true is None:
             left_out.append(f"{trial.name}, {reading.what}: {told.backend} does not say what it did")
         else:
-            measured = reading.of(report) - (reading.of(plain) if reading.added else 0.0)
+            was = 0.0 if reading.before is None else reading.of(before[reading.before])
+            measured = reading.of(report) - was
             found.append(condition_of(trial, reading, true, measured))
     return found
 

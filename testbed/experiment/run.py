@@ -109,9 +109,8 @@ def run(
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
     migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
-    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Migrations are
-    foretold with `overheads`, or the table that ships. Raises what
-    brings a lab down before there is anything to judge.
+    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Raises
+    what brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with Capturing(pcap, folder) as capturing:

@@ -4,8 +4,7 @@ several guests each has its own, as each virtual machine has its own monitor.
 Commands (see :mod:`.control` for the framing), their arguments and answers::
 
     boot      guest: description, import_path        {"tracker", "passed_over": [...]}
-    receive   secret: hex, port, import_path,        started {"listening": true}, then {"resumed_ns", ...}
-              port_delay_ns (see GuestPort)
+    receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
@@ -253,7 +252,6 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
-        arriving.port_delay_s = message.get("port_delay_ns", 0) / 1e9
         deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:

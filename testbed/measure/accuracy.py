@@ -20,6 +20,9 @@ wait. The end of the wait is where the truth comes in, for nothing is answered b
   R, and the next was due at r + I. Due is R - r - I, but not below zero. Over all pauses that lies between
   d - I and d.
 
+- *silence* (download, upload): after bytes at r, none until the next. Due is R - r. Over all pauses that is
+  d, but for what buffers on the way hold: they are emptied after P.
+
 What is left, measured less due, is the guest's first steps, the way back and everything that is the probe's
 own: its wake-up, the other descriptors before this one, its clock. Guest and network are counted as error
 here, and are most of it: this is a bound that needs nobody's word but the guest's. Delivery: where the probe
@@ -56,6 +59,7 @@ class Definition(Enum):
 
     REQUEST = "request"
     DELIVERY = "delivery"
+    SILENCE = "silence"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ stamp. All that the guest and the network took is in both.
 
 Of a request (and of a connection that is asked for) the first frame with data (or SYN) that leaves after the
 probe's stamp is that request's: a client is one thread and sends right after it stamps. Its answer is the
-first data that then comes to the same port. Of deliveries, it is the last data that came before the stamp,
-and the next to the same port.
+first data that then comes to the same port. Of deliveries and silences, it is the last data that came before
+the stamp, and the next to the same port.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Wire:
             begun, expected_ns = (self._left[at] if at < len(self._left) else None), 0
         else:
             at = bisect_right(self._all_came_ns, sight.longest_at_ns) - 1
-            begun, expected_ns = (self._all_came[at] if at >= 0 else None), interval_ns
+            begun = self._all_came[at] if at >= 0 else None
+            expected_ns = interval_ns if definition is Definition.DELIVERY else 0
         if begun is None:
             return None
         ended_ns = _next(self._came.get(begun.port, []), begun.t_ns)

@@ -20,7 +20,7 @@ _LOW = 20
 
 
 def hosts_lines(state: LiveState, now_ns: int, width: int, glyphs: Glyphs, height: int) -> list[Text]:
-    """The hosts' part: a list without boxes where they are too many, low on a low terminal."""
+    """The hosts: in boxes, or in a list where they are too many; without the switch on a low terminal."""
     hosts = state.cast.hosts
     gap = max(20, width // 3) if len(hosts) == 2 else 1
     box = (width - 2 - gap * (len(hosts) - 1)) // len(hosts)
@@ -33,7 +33,7 @@ def hosts_lines(state: LiveState, now_ns: int, width: int, glyphs: Glyphs, heigh
         space = " " * (gap if number else 0)
         name = f"{glyphs.box[4]} {host} "[: box - 2]
         top.append(f"{space}{edges[0][0]}").append(name.ljust(box - 2, glyphs.box[4])).append(edges[0][1])
-        stem = glyphs.stem.center(box - 2, glyphs.box[4])
+        stem = (glyphs.stem if height >= _LOW else glyphs.box[4]).center(box - 2, glyphs.box[4])
         bottom.append(f"{space}{edges[1][0]}{stem}{edges[1][1]}")
     lines = [top]
     for row in range(rows):
@@ -41,8 +41,8 @@ def hosts_lines(state: LiveState, now_ns: int, width: int, glyphs: Glyphs, heigh
         for number, host in enumerate(hosts):
             if number:
                 line.append(_wire(state, row, gap, now_ns, glyphs) if len(hosts) == 2 else " ")
-            line.append(f"{glyphs.box[5]} ").append(_fitted(_cell(state, host, row, box - 4, glyphs), box - 4))
-            line.append(f" {glyphs.box[5]}")
+            inside = _fitted(_cell(state, host, row, box - 4, glyphs), box - 4)
+            line.append(f"{glyphs.box[5]} ").append(inside).append(f" {glyphs.box[5]}")
         lines.append(line)
     lines.append(bottom)
     if height >= _LOW:

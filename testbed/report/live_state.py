@@ -108,9 +108,10 @@ class GuestState:
 
 class Strip:
     """What one client waited: the longest wait (ns) by cell, `longest_ns` of all, and how often something
-    `broke`."""
+    `broke`; `kinds` are the same of each kind of probe alone."""
 
     def __init__(self) -> None:
+        self.kinds: dict[str, Strip] = {}
         self._cells: deque[tuple[int, int]] = deque(maxlen=_KEPT_CELLS)
         self.longest_ns = 0
         self.broke = 0
@@ -235,6 +236,8 @@ class LiveState:
     def _of_client(self, strip: Strip, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "beat":
             strip.beat(event["t_ns"], event["longest_wait_ns"])
+            for name, longest_ns in event.get("each", {}).items():
+                strip.kinds.setdefault(name, Strip()).beat(event["t_ns"], longest_ns)
         elif kind in ("broken", "failed-connect"):
             strip.broke += 1
 

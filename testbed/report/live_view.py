@@ -19,7 +19,7 @@ from testbed.report.terminal import PART_STYLES, round_columns
 from testbed.report.waits import short_ms, wait_level, wait_style
 from testbed.scenario.units import format_ms, format_size
 
-LEAST_WIDTH, LEAST_HEIGHT = 60, 16
+LEAST_WIDTH, LEAST_HEIGHT = 72, 16
 PHASE_NAMES = {
     "setup": "setup",
     "provision": "provision",
@@ -33,7 +33,8 @@ PHASE_NAMES = {
     "delete": "delete",
 }
 _MOST_ROUNDS = 6
-_NAME_COLUMNS = 9
+_NAME_COLUMNS, _WIDE_NAME_COLUMNS = 14, 20
+_WIDE = 100
 
 
 def picture(
@@ -46,7 +47,9 @@ def picture(
     phases = _phase_lines(state, width, glyphs)[: max(1, left // 6)]
     focus = state.focus
     blackout = _blackout_lines(focus, width, glyphs)
-    strips_rows = min(len(state.strips), max(3, left - len(phases) - len(blackout) - 1 - _MOST_ROUNDS)) + 1
+    strips_room = max(3, left - len(phases) - len(blackout) - 2 - _MOST_ROUNDS)
+    detailed = len(state.strips) + sum(len(strip.kinds) for strip in state.strips.values())
+    strips_rows = 1 + (detailed if detailed <= strips_room else min(len(state.strips), strips_room))
     room = left - len(phases) - len(blackout) - strips_rows
     rounds = _round_lines(focus, width, glyphs)
     rounds = rounds[len(rounds) - min(len(rounds), max(0, room)) :]
@@ -87,7 +90,7 @@ def _phase_lines(state: LiveState, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _phases(guest: GuestState, width: int, glyphs: Glyphs, *, with_name: bool) -> Text:
-    line = Text(f" {guest.name} " if with_name else " ", style="bold")
+    line = Text().append(f" {guest.name} " if with_name else " ", style="bold")
     between = " " if line.cell_len + sum(len(name) + 2 for name in PHASE_NAMES.values()) <= width + 1 else ""
     names = list(PHASE_NAMES)
     reached = names.index(guest.phase) if guest.phase is not None else -1
@@ -113,7 +116,7 @@ def _round_lines(guest: GuestState, width: int, glyphs: Glyphs) -> list[Text]:
         bar = max(0, width - len(words) - 4)
         # A root of it: the second round is a hundredth of the first, and is to be seen.
         share = math.sqrt(one.bytes / max(most, 1))
-        lines.append(Text(f" {words}  ").append(glyphs.bar(share, min(bar, 24)), style="cyan"))
+        lines.append(Text(f" {words}  ").append(glyphs.bar(share, min(bar, 60)), style="cyan"))
     if guest.under_way is not None:
         number, sent, of = guest.under_way
         words = f" round {number:<2}  {format_size(sent):>9} of {format_size(of)}  "
@@ -140,11 +143,14 @@ def _blackout_lines(guest: GuestState, width: int, glyphs: Glyphs) -> list[Text]
     room = max(10, width - head.cell_len - 3)
     total = sum(ms for _, ms in parts)
     head.append("  ")
-    legend = Text(" ")
+    legend = [Text(" ")]
     for (name, ms), style in zip(parts, PART_STYLES * 2, strict=False):
         head.append(glyphs.full * round(min(room, 60) * ms / total), style=style)
-        legend.append(f"{glyphs.mark} ", style=style).append(f"{name} {format_ms(ms)}  ".replace(" ms", ""))
-    return [head, legend]
+        words = f" {name} {format_ms(ms)}".removesuffix(" ms")
+        if legend[-1].cell_len + len(words) + 3 > width:
+            legend.append(Text(" "))
+        legend[-1].append(glyphs.mark, style=style).append(f"{words}  ")
+    return [head, *legend]
 
 
 # ---- clients
@@ -152,7 +158,8 @@ def _blackout_lines(guest: GuestState, width: int, glyphs: Glyphs) -> list[Text]
 
 def _strip_lines(state: LiveState, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
     """A head, and the clients' strips; of more clients than there is room for those that waited longest."""
-    count = max(10, width - _NAME_COLUMNS - 2 - 20)
+    columns = _WIDE_NAME_COLUMNS if width >= _WIDE else _NAME_COLUMNS
+    count = max(10, width - columns - 1 - 20)
     end = state.end
     first = end - count
     names = list(state.strips)
@@ -160,7 +167,7 @@ def _strip_lines(state: LiveState, width: int, rows: int, glyphs: Glyphs) -> lis
     if len(names) > rows - 1:
         worst = sorted(names, key=lambda name: -state.strips[name].longest_ns)[: max(1, rows - 2)]
         shown = [name for name in names if name in worst]
-    head = Text(" " * (_NAME_COLUMNS + 1))
+    head = Text(" " * (columns + 1))
     marks = {
         number - first
         for begin, stop in state.pauses
@@ -171,7 +178,13 @@ def _strip_lines(state: LiveState, width: int, rows: int, glyphs: Glyphs) -> lis
     if not marks & set(range(count)):
         row = told.ljust(count)[:count]
     head.append(row, style="bold magenta" if marks else "dim").append("      now    longest", style="dim")
-    lines = [head, *(_strip_line(name, state.strips[name], count, end, glyphs) for name in shown)]
+    lines = [head]
+    detailed = rows - 1 > len(names)
+    for name in shown:
+        strip = state.strips[name]
+        lines.append(_strip_line(f" {name}", strip, columns, count, end, glyphs))
+        for kind, of_kind in strip.kinds.items() if detailed else ():
+            lines.append(_strip_line(f"   {kind}", of_kind, columns, count, end, glyphs))
     if len(shown) < len(names):
         rest = [state.strips[name].longest_ns for name in names if name not in shown]
         more = f" and {len(rest)} more clients, of which none waited longer than {short_ms(max(rest))}"
@@ -179,8 +192,8 @@ def _strip_lines(state: LiveState, width: int, rows: int, glyphs: Glyphs) -> lis
     return lines[:rows]
 
 
-def _strip_line(name: str, strip: Strip, count: int, end: int, glyphs: Glyphs) -> Text:
-    line = Text(f" {name[: _NAME_COLUMNS - 1]:<{_NAME_COLUMNS}}", style="" if not strip.broke else "bold red")
+def _strip_line(name: str, strip: Strip, columns: int, count: int, end: int, glyphs: Glyphs) -> Text:
+    line = Text().append(f"{name[:columns]:<{columns + 1}}", style="bold red" if strip.broke else "default")
     for wait in strip.cells(count, end):
         if wait is None:
             line.append(" ")

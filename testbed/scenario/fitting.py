@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from testbed.clients import spec
-from testbed.faults.kinds import Fault
+from testbed.faults.kinds import Fault, Kind
 from testbed.scenario.parts import client_addresses
 from testbed.scenario.steps import Step
 
@@ -139,5 +139,9 @@ def _step_problems(scenario: Scenario, step: Step) -> Iterator[str]:
         yield f"link: there is no link {step.link!r}; there are: {', '.join(scenario.link_names)}"
     if step.on is not None and step.on not in scenario.nodes:
         yield f"on: there is no node {step.on!r}; there are: {', '.join(scenario.nodes)}"
-    if step.fault is not None and Fault.parse(step.fault).kind.needs_storage and not scenario.has_storage:
-        yield f"fault: {step.fault} needs shared storage: give the guest a disk"
+    if step.fault is not None:
+        kind = Fault.parse(step.fault).kind
+        if kind.needs_storage and not scenario.has_storage:
+            yield f"fault: {step.fault} needs shared storage: give the guest a disk"
+        if kind in (Kind.LINK_BLACK_HOLE, Kind.LINK_SLOW) and not scenario.own_wire:
+            yield f'fault: {step.fault} is of a wire of the migrations\' own: network.migration = "own"'

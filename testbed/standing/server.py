@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ class GoingDown(BaseException):
 
 
 class Caller:
-    """One terminal. What it does not take at once waits; too much of it, and it is hung up on."""
+    """One terminal. What it does not take at once waits; too much of it, and it is hung up on. What is said
+    to one that is gone is lost, and no error: it need not be there for what it has asked for."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._incoming = Incoming()
         self._unsent = bytearray()
+        self._is_gone = False
         self.told_log: int | None = None
         """How long the journal was when this follower was last told; None for one that does not follow."""
 
@@ -64,8 +67,9 @@ class Caller:
         return self._incoming.feed(data)
 
     def say(self, message: Message) -> None:
-        self._unsent += encode(message)
-        self.flush()
+        if not self._is_gone:
+            self._unsent += encode(message)
+            self.flush()
 
     def flush(self) -> None:
         """Never raises: that a caller is gone is noticed when it is heard."""
@@ -79,13 +83,16 @@ class Caller:
             self._hang_up()
 
     def _hang_up(self) -> None:
+        """It is noticed as a caller that is gone when it is next heard."""
+        self._is_gone = True
         self._unsent.clear()
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it has hung up itself
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def finish(self, timeout_s: float) -> None:
         """The last word has been said: wait until it is sent, for at most so long, and close."""
-        self._socket.settimeout(timeout_s)
         try:
+            self._socket.settimeout(timeout_s)
             self._socket.sendall(self._unsent)
         except OSError:
             pass  # it is gone, or takes nothing: the lab does not wait for it
@@ -93,6 +100,8 @@ class Caller:
             self._socket.close()
 
     def close(self) -> None:
+        self._is_gone = True
+        self._unsent.clear()
         self._socket.close()
 
 
@@ -223,6 +232,10 @@ class Server:
         """Guests and clients; the processes only if they are asked for, which takes a while."""
         life = self._life
         told: Message = {
+            "title": life.scenario.name,
+            "hosts": list(life.scenario.hosts),
+            "ram": {vm.name: vm.ram_bytes for vm in life.scenario.vms},
+            "asking": [client.name for client in life.scenario.clients],
             "programs": {vm.name: vm.guest_program for vm in life.scenario.vms},
             "started_at": life.started_at,
             "folder": str(life.folder),
@@ -275,7 +288,10 @@ class Server:
 
     def _migrate(self, caller: Caller, message: Message) -> None:
         try:
-            result, folder = self._life.migrate(_step_in(message), _Teller(caller))
+            beat_ms = message.get("beat_ms", 0)
+            if not isinstance(beat_ms, int) or beat_ms < 0:
+                raise Refused(f"beat_ms: {beat_ms!r} is no number of milliseconds", _WRONG_REQUEST)
+            result, folder = self._life.migrate(_step_in(message), _Teller(caller), beat_ms)
         except Refused as refused:
             caller.say(_error(str(refused), refused.status))
         else:

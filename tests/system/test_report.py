@@ -158,6 +158,8 @@ def test_the_map_shows_the_pages_that_were_recorded(opened: Browser, folder: Pat
         end_ns = one["begin_ns"] + one["duration_ns"]
         assert cells(end_ns + 1000, DIRTY) == sent[number + 1]
         assert cells(end_ns + 1000, COPIED) == set().union(*sent[: number + 1]) - sent[number + 1]
+    for number, one in enumerate(rounds[1:], 1):
+        assert cells(one["begin_ns"] + 200, DIRTY) == sent[number]  # none of them is there yet
     half = rounds[0]["begin_ns"] + rounds[0]["duration_ns"] / 2
     assert cells(half, COPIED) == set(sorted(sent[0])[: len(cells(half, COPIED))])
     assert 0 < len(cells(half, COPIED)) < len(sent[0])

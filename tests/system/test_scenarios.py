@@ -65,6 +65,20 @@ def test_guests_that_change_places_at_once_keep_their_clients_and_their_news_apa
     assert rounds == {("host-a:vm1", "vm1"), ("host-b:vm2", "vm2")}
 
 
+def test_guests_with_disks_move_at_once_and_each_lease_is_its_own(tmp_path: Path) -> None:
+    durable = "program = 'kv'\ndurable = true\ndisk = '8MiB'\n"
+    ledger = "[[client.probe]]\nkind = 'ledger'\nconnections = 2\ninterval = '2ms'\n"
+    text = (
+        GUEST + durable + GUEST + durable + "host = 'host-b'\n[[client]]\n" + ledger + ledger + "vm = 'vm2'\n"
+    )
+    result = ran(tmp_path, text + "[[step]]\nmigrate = ['vm1', 'vm2']\ntimes = 2\n")
+    assert_unbroken(result)
+    assert [one.owner for one in result.migrations] == ["host-b", "host-a", "host-a", "host-b"]
+    assert all("claim" in one.blackout_parts_ms for one in result.migrations)
+    assert result.clients.acknowledged > 100
+    assert all(guest.program_stats["log"]["commits"] > 0 for guest in result.guests)
+
+
 def test_a_host_is_drained_over_the_clients_network_and_clients_on_hosts_follow(tmp_path: Path) -> None:
     clients = "".join(
         f"[[client]]\non = '{place}'\n{PROBE}{PROBE}vm = 'vm2'\n" for place in ("host-a", "host-b", "host-c")

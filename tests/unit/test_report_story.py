@@ -62,6 +62,14 @@ def test_a_third_host_begins_a_migration_of_its_own() -> None:
     assert [one.source for one in story.moves(events, [])] == ["host-a", "host-c"]
 
 
+def test_an_attempt_that_met_nobody_is_a_migration_of_its_own() -> None:
+    whole = migration(0, "host-a", "host-b")
+    alone = [one for one in whole if one["source"] == "host-a" and one["t_ns"] < 10]
+    found = story.moves([*alone, *migration(1000, "host-a", "host-b")], [])
+    assert [one.begin_ns for one in found] == [0, 1000]
+    assert [one.outcome for one in found] == ["unknown", "completed"]
+
+
 def test_guests_that_move_at_once_are_told_apart() -> None:
     events = [*migration(0, "host-a", "host-b", "vm1"), *migration(3, "host-b", "host-a", "vm2")]
     events.sort(key=lambda one: one["t_ns"])

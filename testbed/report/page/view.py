@@ -67,14 +67,14 @@ class View:
     summary: dict[str, str] = field(default_factory=dict)
 
 
-def view(folder: RunFolder) -> View:
-    """What the page says of this run, as far as its folder tells."""
+def view(folder: RunFolder, most_dots: int = dots.MOST_DOTS) -> View:
+    """What the page says of this run, as far as its folder tells; so many requests one by one."""
     result = folder.result
     told = [one for one in (result or {}).get("migrations") or [] if isinstance(one, dict)]
     moves = story.moves(folder.events.story, told)
     requests = dots.gather(folder.samples, _kinds(folder))
     clock = _clock(folder, requests)
-    data = _data(folder, moves, requests, clock)
+    data = _data(folder, moves, requests, clock, most_dots)
     text, passed = words.verdict(result)
     scenario = (result or {}).get("scenario") or {}
     return View(
@@ -108,10 +108,14 @@ def _clock(folder: RunFolder, requests: dots.Requests) -> packed.Clock:
 
 
 def _data(
-    folder: RunFolder, moves: Sequence[story.Move], requests: dots.Requests, clock: packed.Clock
+    folder: RunFolder,
+    moves: Sequence[story.Move],
+    requests: dots.Requests,
+    clock: packed.Clock,
+    most_dots: int,
 ) -> dict[str, Any]:
     blackouts = [(one.pause_ns, one.resume_ns or one.pause_ns) for one in moves if one.pause_ns is not None]
-    chosen, rest = dots.sort_out(requests, blackouts, (clock.begin_ns, clock.end_ns))
+    chosen, rest = dots.sort_out(requests, blackouts, (clock.begin_ns, clock.end_ns), most_dots)
     result = folder.result or {}
     told = packed.moves(moves, folder.events.of("forwarding"), clock)
     return {
