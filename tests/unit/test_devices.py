@@ -85,7 +85,8 @@ def test_with_one_mac_for_each_host_the_guest_answers_to_both() -> None:
 
 
 def test_connections_are_dealt_out_to_clients_and_families_in_turn() -> None:
-    probes = plan.probes(scenario_of(Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0), "test"))
+    options = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)
+    probes = plan.probes(scenario_of(options, "test"))
     dealt = {
         (client, probe["address"]): probe["connections"]
         for client, of_client in probes.items()
