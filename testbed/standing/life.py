@@ -31,6 +31,7 @@ from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Readable
 from testbed.measure.result import Clients, LinkFigures, Result
+from testbed.measure.trace import BEAT
 from testbed.scenario.files import ScenarioError, read
 from testbed.scenario.model import Scenario
 from testbed.scenario.steps import Step
@@ -140,6 +141,8 @@ class Life:
         self.lab.recorder.events.clear()  # they are in the journal
 
     def _event(self, event: dict[str, Any]) -> None:
+        if event["event"] == BEAT:
+            return  # of use at the moment only
         self.journal.write([event])
         self.on_event()
 
@@ -152,6 +155,14 @@ class Life:
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
         return found
+
+    def _beat(self, every_ms: int) -> None:
+        """Have the clients tell of their waits from now on, or (0) no more."""
+        for name, client in list(self.lab.clients.items()):
+            try:
+                client.beat(every_ms)
+            except (ClientFailed, ClientGone) as error:
+                self._lose(name, error)
 
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
@@ -199,9 +210,12 @@ class Life:
 
     # ---- migrations
 
-    def migrate(self, said: Mapping[str, Any], witness: Witness) -> tuple[Result, Path]:
-        """Do a step that migrates; what came of it, and its folder. Refused where that cannot be asked, or
-        where it failed so that there is nothing to judge."""
+    def migrate(
+        self, said: Mapping[str, Any], witness: Witness, beat_ms: int = 0
+    ) -> tuple[Result, Path]:
+        """Do a step that migrates; what came of it, and its folder. With `beat_ms` the witness is told of the
+        clients' waits as often. Refused where that cannot be asked, or where it failed so that there is
+        nothing to judge."""
         step = self.step({"migrate": list(self.lab.vms)[:1]} | dict(said))
         assert step.migrate is not None
         for name in step.migrate:
@@ -211,10 +225,13 @@ class Life:
         folder = self.folder / f"migration-{len(self.results) + 1}"
         folder.mkdir()
         try:
+            self._beat(beat_ms)
             result = self._migrate(step, folder, witness)
         except (CommandFailed, ControlError, OSError) as error:
             raise Refused(f"the migration failed: {error}", FAILED) from error
         finally:
+            if beat_ms:
+                self._beat(0)
             self.busy = None
             with suppress(OSError):  # there is something in it
                 folder.rmdir()

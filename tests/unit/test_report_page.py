@@ -204,14 +204,24 @@ def test_a_comparison_stands_for_its_runs(run: Path, tmp_path: Path) -> None:
             {"real": True, "sentence": "A is 3 times B."},
             {"real": False, "sentence": "Not this."},
         ],
+        "effects": [{"real": True, "sentence": "hold=no makes it longer."}],
+        "complete": False,
+        "workers": 2,
         "runs": [
             {"folder": run.name, "variant": "live", "repeat": 1},
-            {"folder": "gone", "variant": "live", "repeat": 2},
+            {"folder": "gone", "variant": "live", "repeat": 2, "error": "no memory"},
         ],
     }
     (tmp_path / "comparison.json").write_text(json.dumps(told))
     text = page([tmp_path])
-    assert "A is 3 times B." in text
+    for what in (
+        "A is 3 times B.",
+        "hold=no makes it longer.",
+        "gone: no memory",
+        "was ended before",
+        "spoiled",
+    ):
+        assert what in text
     assert "Not this." not in text
     assert "5 ms (4 ms to 6 ms)" in text
     (tmp_path / "comparison.json").write_text("{}")
@@ -267,6 +277,29 @@ def test_a_link_stands_as_asked_beside_as_measured() -> None:
             "relay",
         ]
     ]
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    span = {"low": 1e6, "likely": 2 << 20, "high": 4 << 20}
+    guess = {
+        "rounds": {"low": 3, "likely": 4.0, "high": 4},
+        "transferred_bytes": span,
+        "sentence": "It will.",
+    }
+    told = {
+        "rounds": [{}, {}, {}],
+        "ram": {"transferred_bytes": 3 << 20},
+        "total_ms": None,
+        "predicted": guess,
+    }
+    table = tables.predicted(told)
+    assert table is not None
+    assert table.rows == [
+        ["rounds", "4 (3 to 4)", "3"],
+        ["transferred", "2 MiB (976.6 KiB to 4 MiB)", "3 MiB"],
+    ]
+    assert table.note == "It will."
+    assert tables.predicted({"predicted": None}) is None
 
 
 def test_a_scenario_is_told_part_by_part() -> None:

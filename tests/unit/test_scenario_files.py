@@ -205,7 +205,7 @@ WRONG = {
     "[[step]]\nmigrate = 'vm1'\nfault = 'commit:lun-full'": "f.toml: step[1].fault: commit:lun-full needs sh",
     "[[vm]]\n[[vm]]\n[[step]]\nmigrate = ['vm1','vm2']\nfault = 'commit:link-reset'": "f.toml: step[1].fault",
     "name = 'a/b'": "f.toml: name: 'a/b' cannot be part of a folder's name",
-    "network.migration='shared'\n[[step]]\nmigrate='vm1'\nfault='commit:link-slow'": "f.toml: step[1].fault: c",
+    "network.migration='shared'\n[[step]]\nmigrate='vm1'\nfault='commit:link-slow'": "f.toml: step[1].fault",
     "[[step]]\ndrain = 'x'": "f.toml: step[1].drain: there is no host 'x'; there are: host-a, host-b",
     "[[step]]\ndrain = 'host-a'\nto = 'host-a'": "f.toml: step[1].to: 'host-a' is the host that is drained",
     "[[step]]\nlink = 'x'\nreset = true": "f.toml: step[1].link: there is no link 'x'",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from testbed.report.page import dots
+from testbed.report.page import dots, words
 from testbed.report.page import folder as run_folder
 from testbed.report.page.folder import NotARun
 from testbed.report.page.tables import Table
@@ -42,6 +42,7 @@ class Beside:
     tables: list[Table] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    method: str = ""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -100,14 +101,19 @@ def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
 
 
 def _beside(told: dict[str, Any], names: list[str]) -> Beside:
-    sentences = [
-        str(one.get("sentence"))
-        for one in told.get("differences", [])
-        if isinstance(one, dict) and one.get("real")
-    ]
-    variants = [one for one in told.get("variants", []) if isinstance(one, dict)]
+    judged = [*words.dicts(told.get("effects")), *words.dicts(told.get("differences"))]
+    sentences = [str(one.get("sentence")) for one in judged if one.get("real")]
+    variants = words.dicts(told.get("variants"))
     title = f"{' and '.join(str(one.get('label')) for one in variants)}, {told.get('repeats')} runs each"
-    return Beside(title, sentences, [_medians(variants)] if variants else [], names)
+    missing = [
+        f"{one.get('folder')}: {one['error']}" for one in words.dicts(told.get("runs")) if one.get("error")
+    ]
+    if told.get("complete") is False:
+        missing.append("The comparison was ended before all runs were made: what there was is compared.")
+    if int(told.get("workers") or 1) > 1:
+        missing.append("Labs ran beside each other: their times are spoiled and not compared.")
+    tables = [_medians(variants)] if variants else []
+    return Beside(title, sentences, tables, names, missing, str(told.get("method") or ""))
 
 
 def _medians(variants: Sequence[dict[str, Any]]) -> Table:

@@ -36,10 +36,10 @@ def rounds(move: story.Move) -> Table:
     return Table("Rounds", columns, rows)
 
 
-def predicted(told: Mapping[str, Any]) -> Table | None:
-    """Predicted beside measured, of whatever the prediction names and the migration measured."""
-    predicted = told.get("predicted")
-    if not isinstance(predicted, Mapping):
+def predicted(told: Told) -> Table | None:
+    """What was predicted before anything moved, from its lowest to its highest, beside what was measured."""
+    prediction = told.get("predicted")
+    if not isinstance(prediction, Mapping):
         return None
     measured = {
         "rounds": len(told.get("rounds") or []),
@@ -49,12 +49,24 @@ def predicted(told: Mapping[str, Any]) -> Table | None:
     }
     rows = []
     for key, found in measured.items():
-        guess = predicted.get(key)
-        guess = len(guess) if isinstance(guess, list) else guess
-        if isinstance(guess, int | float) and found is not None:
-            name, shown = words.option(key, guess)
-            rows.append([name, shown, words.option(key, found)[1]])
-    return Table("Predicted and measured", ["", "predicted", "measured"], rows) if rows else None
+        span = prediction.get(key)
+        if isinstance(span, Mapping) and found is not None:
+            low, likely, high = (_figure(key, span.get(part)) for part in ("low", "likely", "high"))
+            shown = likely if low == high else f"{likely} ({low} to {high})"
+            rows.append([words.option(key, 0)[0], shown, _figure(key, found)])
+    columns = ["", "predicted", "measured"]
+    return (
+        Table("Predicted and measured", columns, rows, str(prediction.get("sentence") or ""))
+        if rows
+        else None
+    )
+
+
+def _figure(key: str, value: Any) -> str:
+    """A figure as people read it; a likely count need not be whole."""
+    if "_" not in key and isinstance(value, int | float):
+        return f"{value:.3g}"
+    return words.option(key, value)[1]
 
 
 MORE_OF_CLIENTS = {
