@@ -145,8 +145,8 @@ class _Builder:
                 self._make_node(node, congestion_control)
             case SetSysctl(node, name, value):
                 write_sysctl(self._topology.namespace(node), name, value)
-            case MakeBridge(node, ifname, mac, mtu):
-                self._links(node).add_bridge(ifname, mac, mtu)
+            case MakeBridge(node, ifname, mac, mtu, ageing_ns):
+                self._links(node).add_bridge(ifname, mac, mtu, ageing_ns)
             case MakeVeth(index, node, ifname, mac, peer_node, peer_ifname, peer_mac, mtu):
                 peer = self._topology.namespace(peer_node)
                 self._links(node).add_veth(ifname, mac, peer, peer_ifname, peer_mac, mtu, index)

@@ -109,7 +109,8 @@ class ConditionedLink:
     def figures(self) -> LinkFigures:
         """What was asked and what came of it. RelayDied if the relay is gone."""
         forward, backward = self._directions()
-        return LinkFigures(self._choice.backend, self._choice.why, forward, backward)
+        processor_ns = None if self._relay is None else self._relay.processor_ns()
+        return LinkFigures(self._choice.backend, self._choice.why, forward, backward, processor_ns)
 
     def sound(self, count: int = COUNT) -> Sounding:
         """Measure it from its two ends, independently of who conditions it: see `netns.sounding`. Takes a

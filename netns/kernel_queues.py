@@ -6,13 +6,13 @@ import itertools
 import os
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
 
 from netns.conditions import Conditions
 from netns.detour import Place
 from netns.link_figures import Backend, DirectionFigures
 from netns.links import LinkError, Links
 from netns.namespace import Namespace
+from netns.netem import Netem
 from netns.topology import token_bucket
 
 SMALLEST_FRAME_BITS = 64 * 8
@@ -32,7 +32,7 @@ def has(kind: str) -> bool:
         links = stack.enter_context(Links(namespace))
         try:
             if kind == "netem":
-                links.netem("lo", {"delay": 1000, "limit": _LEAST_LIMIT_FRAMES})
+                links.netem("lo", Netem(_LEAST_LIMIT_FRAMES))
             else:
                 links.limit_rate("lo", 1.0)
         except LinkError:
@@ -57,7 +57,7 @@ class KernelQueues:
                 if asked.is_none:
                     links.limit_rate(place.ifname, None)
                 elif backend == "netem":
-                    links.netem(place.ifname, netem_options(asked))
+                    links.netem(place.ifname, netem_of(asked))
                 else:
                     rate = asked.rate_bits_per_s
                     links.limit_rate(place.ifname, None if rate is None else rate / 1e6)
@@ -95,23 +95,19 @@ class KernelQueues:
             return links.queue_counts(place.ifname)
 
 
-def netem_options(asked: Conditions) -> dict[str, Any]:
-    """Conditions in pyroute2's words for netem: microseconds and per cent; rate in bytes a second.
-
-    The limit counts the frames under way too: what delay and rate put there, and the queue besides.
-    """
-    options: dict[str, Any] = {
-        "delay": asked.delay_ns // 1000,
-        "jitter": asked.jitter_ns // 1000,
-        "loss": asked.loss * 100,
-        "duplicate": asked.duplication * 100,
-        "limit": netem_limit(asked),
-    }
-    if asked.reordering:
-        options["prob_reorder"] = asked.reordering * 100
-    if asked.rate_bits_per_s is not None:
-        options["rate"] = round(asked.rate_bits_per_s / 8)
-    return options
+def netem_of(asked: Conditions) -> Netem:
+    """Conditions in netem's terms."""
+    rate = asked.rate_bits_per_s
+    return Netem(
+        limit_frames=netem_limit(asked),
+        delay_ns=asked.delay_ns,
+        jitter_ns=asked.jitter_ns,
+        loss=asked.loss,
+        duplication=asked.duplication,
+        reordering=asked.reordering,
+        rate_bytes_per_s=None if rate is None else round(rate / 8),
+        seed=asked.seed,
+    )
 
 
 def netem_limit(asked: Conditions) -> int:

@@ -64,6 +64,8 @@ class LinkFigures:
     why: str
     forward: DirectionFigures
     backward: DirectionFigures
+    processor_ns: int | None = None
+    """What the relay has taken of a processor since it was started; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

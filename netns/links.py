@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from netns.namespace import Namespace
+from netns.netem import Netem, put
 from netns.topology import token_bucket
 
 _IFA_F_NODAD = 0x02  # <linux/if_addr.h>
@@ -74,11 +75,13 @@ class Links:
         near_end = {"index": index, "ifname": ifname, "address": mac, "mtu": mtu}
         self._ask(f"veth {ifname}", "link", "add", kind="veth", peer=far_end, **near_end)
 
-    def add_bridge(self, ifname: str, mac: str, mtu: int) -> None:
-        """A bridge, down: no spanning tree, multicast flooded."""
+    def add_bridge(self, ifname: str, mac: str, mtu: int, ageing_ns: int | None = None) -> None:
+        """A bridge, down: no spanning tree, multicast flooded. The kernel counts ageing in hundredths of a
+        second, and looks for what has aged now and then."""
+        ageing = {} if ageing_ns is None else {"br_ageing_time": max(1, ageing_ns // 10_000_000)}
         self._ask(
             f"bridge {ifname}", "link", "add", ifname=ifname, kind="bridge", address=mac, mtu=mtu,
-            br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0,
+            br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0, **ageing,
         )
 
     def enslave(self, ifname: str, bridge: str) -> None:
@@ -108,11 +111,14 @@ class Links:
             rate=bucket.rate_bytes_per_s, burst=bucket.burst_bytes, limit=bucket.limit_bytes,
         )
 
-    def netem(self, ifname: str, options: dict[str, Any]) -> None:
-        """netem on what `ifname` sends, `options` in pyroute2's words (microseconds, per cent). Also changes
-        one.
-        """
-        self._ask(f"netem on {ifname}", "tc", "replace", "netem", index=self.index(ifname), **options)
+    def netem(self, ifname: str, asked: Netem) -> None:
+        """netem on what `ifname` sends. Also changes one."""
+        index = self.index(ifname)
+        with self._namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
+            try:
+                put(route, index, asked)
+            except OSError as error:
+                raise LinkError(f"{self._namespace.name}: netem on {ifname}: {error.strerror}") from error
 
     def queue_counts(self, ifname: str) -> dict[str, int]:
         """What the root queue of the interface has counted: packets, bytes, drops; zeros where there is

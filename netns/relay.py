@@ -5,9 +5,12 @@ It stands in a namespace of its own with one interface towards each end of the l
 `netns.passage` says so. Frames of 64 KiB with unfinished checksums pass as they are.
 
 Delays count from the kernel's time of a frame's arrival, so what the process is late in reading is not added
-to them; what it is late in writing is, and is measured. The timer's slack is set to nothing.
+to them; what it is late in writing is, and is measured. A wire waits for no processor, so the relay asks for
+a real-time class, and sets its timer's slack to nothing. It cannot starve those whose frames it carries for
+long: while they do not run, they send none.
 
-The conversation on its control socket (SOCK_SEQPACKET, one JSON object a message, one answer to each):
+The conversation on its control socket (SOCK_SEQPACKET, one JSON object a message, one answer to each, which
+says besides how long the process has had a processor so far, "processor_ns"):
 
     {"set": {"forward": CONDITIONS, "backward": CONDITIONS}}   -> {}
     {"settle": true}      -> {} once nothing is inside; at most as late as the longest delay
@@ -45,6 +48,7 @@ _LARGE_SLOT_BYTES, _LARGE_SLOTS = 68 << 10, 120
 _SLOT_OVERHEAD_BYTES = 96
 _LARGEST_SMALL = _SMALL_SLOT_BYTES - _SLOT_OVERHEAD_BYTES
 _BACKLOG_PATIENCE_NS = 2_000_000
+_NEVER_NS = 1 << 62
 _arrival = itemgetter(0)
 
 
@@ -52,8 +56,9 @@ def main(argument: dict[str, Any], fds: Sequence[int]) -> int:
     """Entry for the fork server; `argument` is {"forward": CONDITIONS, "backward": CONDITIONS}, `fds` the
     control socket. Ends when that is closed.
     """
-    with suppress(PermissionError):  # a slower wake-up, which the figures show
-        syscalls.prctl(syscalls.PR_SET_TIMERSLACK, 1)
+    syscalls.prctl(syscalls.PR_SET_TIMERSLACK, 1)
+    with suppress(PermissionError):  # not root of the machine: later wake-ups, which the figures show
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection would hold every frame up
     control = socket.socket(fileno=fds[0])
@@ -162,16 +167,26 @@ class _Way:
         self.source = source
         self._target = target
 
-    def move(self) -> None:
-        """Take in what has come, let out what is due."""
+    def take_in(self) -> None:
+        """What has come."""
         arrived = self.source.take()
         if arrived:
             apart_ns = time.monotonic_ns() - time.time_ns()
             offer = self.passage.offer
             for t_ns, data in arrived:
                 offer(t_ns + apart_ns, data)
-        for one in self.passage.due(time.monotonic_ns()):
-            self._send(one)
+
+    def let_out(self) -> int:
+        """What is due; returns when the next is (a time that never comes, if there is none)."""
+        passage = self.passage
+        next_ns = passage.next_due_ns
+        if next_ns is None:
+            return _NEVER_NS
+        if next_ns <= time.monotonic_ns():
+            for one in passage.due(time.monotonic_ns()):
+                self._send(one)
+            next_ns = passage.next_due_ns
+        return _NEVER_NS if next_ns is None else next_ns
 
     def _send(self, one: Held) -> None:
         now_ns = time.monotonic_ns()
@@ -206,24 +221,31 @@ class _Relay:
         self._over = False
 
     def run(self) -> None:
-        """Until the control socket is closed."""
-        sources = [self._control.fileno(), *(fd for way in self._ways for fd in way.source.descriptors())]
-        control = sources[0]
+        """Until the control socket is closed. A frame costs two turns, one to come and one to go, so a turn
+        looks at nothing but what has news or is due.
+        """
+        ways, control = self._ways, self._control.fileno()
+        owners = {fd: way for way in ways for fd in way.source.descriptors()}
+        sources = [control, *owners]
+        patience_s: float | None = None
         while not self._over:
-            found, _, _ = select.select(sources, [], [], self._patience_s())
-            for way in self._ways:
-                way.move()
+            found, _, _ = select.select(sources, (), (), patience_s)
+            for fd in found:
+                if fd != control:
+                    owners[fd].take_in()
+            next_ns, has_early = _NEVER_NS, False
+            for way in ways:
+                if way.source.has_early:
+                    way.take_in()
+                    has_early = has_early or way.source.has_early
+                next_ns = min(next_ns, way.let_out())
             if control in found:
                 self._obey()
-            if self._settling and all(way.passage.is_empty for way in self._ways):
+            if self._settling and all(way.passage.is_empty for way in ways):
                 self._answer_settled()
-
-    def _patience_s(self) -> float | None:
-        """How long there is nothing to do unless something comes: seconds; None: for ever."""
-        if any(way.source.has_early for way in self._ways):
-            return 0.0
-        due = [next_ns for way in self._ways if (next_ns := way.passage.next_due_ns) is not None]
-        return max(0.0, (min(due) - time.monotonic_ns()) / 1e9) if due else None
+            patience_s = None if next_ns == _NEVER_NS else max(0.0, (next_ns - time.monotonic_ns()) / 1e9)
+            if has_early or control in found:  # conditions that have changed may have brought times forward
+                patience_s = 0.0
 
     def _obey(self) -> None:
         message = self._control.recv(LARGEST_MESSAGE_BYTES)
@@ -234,7 +256,7 @@ class _Relay:
         if "settle" in request:
             self._settling += 1
             return
-        answer: dict[str, Any] = {}
+        answer: dict[str, Any] = {"processor_ns": time.process_time_ns()}
         now_ns = time.monotonic_ns()
         for name, way in zip(DIRECTIONS, self._ways, strict=True):
             if "set" in request:

@@ -80,11 +80,16 @@ class RelayedLink:
         self._ask({"reset": True}, _ANSWER_DEADLINE_S)
 
     def figures(self) -> tuple[DirectionFigures, DirectionFigures]:
+        """Both directions since the last restart."""
         answer = self._ask({"figures": True}, _ANSWER_DEADLINE_S)
         forward, backward = (
             _direction(asked, answer[name]) for name, asked in zip(DIRECTIONS, self._asked, strict=True)
         )
         return forward, backward
+
+    def processor_ns(self) -> int:
+        """How long the relay has had a processor, since it was started."""
+        return int(self._ask({"figures": True}, _ANSWER_DEADLINE_S)["processor_ns"])
 
     def _ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         try:

@@ -42,9 +42,12 @@ class MakeBridge:
     ifname: str
     mac: str
     mtu: int
+    ageing_ns: int | None = None
+    """How long it knows an address that it does not hear any more; None: the kernel's five minutes."""
 
     def describe(self) -> str:
-        return f"{self.node}: bridge {self.ifname}, {self.mac}, MTU {self.mtu}"
+        ageing = "" if self.ageing_ns is None else f", ageing {self.ageing_ns / 1e9:g} s"
+        return f"{self.node}: bridge {self.ifname}, {self.mac}, MTU {self.mtu}{ageing}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ HIGHEST_RATE_MBIT = 34_000.0
 _FIRST_INDEX = 1000
 """Above every number that the kernel chooses in a new namespace: see `links.Links.add_veth`."""
 
+_SHORTEST_AGEING_NS = 10_000_000
 _MTU = range(68, 65536)  # RFC 791; ETH_MAX_MTU
 _MTU_IPV6 = 1280  # RFC 8200
 _LONGEST_IFNAME = 15  # IFNAMSIZ less its NUL
@@ -72,6 +73,8 @@ class Bridge:
     mac: str | None = None
     addresses: tuple[str, ...] = ()
     mtu: int = 1500
+    ageing_ns: int | None = None
+    """How long it knows an address that it does not hear any more; None: the kernel's five minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ def _steps(spec: Spec) -> Iterator[Step]:
             yield SetSysctl(node.name, name, value)
         for bridge in node.bridges:
             mac = bridge.mac or mac_for(node.name, bridge.ifname)
-            yield MakeBridge(node.name, bridge.ifname, mac, bridge.mtu)
+            yield MakeBridge(node.name, bridge.ifname, mac, bridge.mtu, bridge.ageing_ns)
             for address in bridge.addresses:
                 yield AddAddress(node.name, bridge.ifname, address)
             yield BringUp(node.name, bridge.ifname)
@@ -226,6 +229,8 @@ def check(spec: Spec) -> None:
         nodes[node.name] = node
         for bridge in node.bridges:
             interface(node.name, bridge.ifname, bridge.mac, bridge.mtu, bridge.addresses)
+            if bridge.ageing_ns is not None and bridge.ageing_ns < _SHORTEST_AGEING_NS:
+                raise SpecError(f"{node.name}/{bridge.ifname}: ageing {bridge.ageing_ns} ns: at least 10 ms")
         for name, _ in node.sysctls:
             if not name.startswith("net.") or "/" in name or ".." in name:
                 raise SpecError(f"node {node.name}: sysctl {name!r} is not a namespace's (net.…)")

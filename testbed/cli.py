@@ -38,10 +38,11 @@ from testbed.commands.inside import inside_universe
 from testbed.commands.link import capture, link
 from testbed.commands.migrate import migrate, run_one, scenario
 from testbed.commands.nodes import exec_, shell
+from testbed.commands.predict import predict
 from testbed.commands.ps import ps
 from testbed.commands.report import NoReport, report
 from testbed.commands.run import run, scenarios, validate
-from testbed.commands.showing import Show
+from testbed.commands.showing import Show, is_live
 from testbed.commands.up import down, up
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT
@@ -63,6 +64,7 @@ def demo(
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -70,11 +72,13 @@ def demo(
     begin."""
     with wrong_request():
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(_DEFAULT, "demo")])
-    show = Show(quiet=quiet, with_report=not no_report, pcap=captured)
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured, live=live)
     finish(run_one(_DEFAULT, "demo", runs, show))
 
 
 app.command()(migrate)
+app.command()(predict)
 app.command()(run)
 app.command()(validate)
 app.command()(scenarios)
@@ -97,8 +101,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, report; all "
-            "if none is named."
+            help="switchover, connections, churn, copy, lab, endurance, storage, durable, quick, relay, "
+            "probing, prediction, report; all if none is named."
         ),
     ] = None,
     migrations: Annotated[int, typer.Option(help="Migrations for each median.")] = 20,

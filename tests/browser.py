@@ -4,11 +4,13 @@ the network for, and what went wrong in it."""
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +19,22 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DEADLINE_S = 60.0
+_AS_THREE_AND_FOUR = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads commands from descriptor 3 and answers on 4."""
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends of a pipe, above the descriptors that the browser wants to have."""
+    ends = os.pipe()
+    above = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return above[0], above[1]
 
 
 def chromium() -> str | None:
@@ -47,15 +65,13 @@ class Browser:
         self._home = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         path = chromium()
         assert path is not None
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        (theirs_in, self._out), (self._in, theirs_out) = _pipe(), _pipe()
         command = [
-            "sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', path, "--headless=new",
+            sys.executable, "-c", _AS_THREE_AND_FOUR, str(theirs_in), str(theirs_out), path, "--headless=new",
             "--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--no-first-run",
-            "--disable-gpu",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking",
-            "--force-color-profile=srgb",
-            *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
+            "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--disable-background-networking",
+            "--force-color-profile=srgb", *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
         environment = os.environ | {"HOME": self._home.name}
         self._process = subprocess.Popen(

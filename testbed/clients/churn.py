@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from testbed.clients.closed_loop import CONNECTION_OFFSET
-from testbed.clients.codecs import EchoCodec
+from testbed.clients.codecs import Codec, EchoCodec
 from testbed.clients.integrity import Integrity
 from testbed.clients.loop import Loop
 from testbed.clients.probe import MOST_FAILURES_TOLD, Member, Probe, Samples, window_reports
-from testbed.clients.spec import ChurnSpec
+from testbed.clients.spec import Target
 from testbed.measure.continuity import Waits, Window, closed_loop
 from testbed.measure.trace import Trace
 
@@ -40,10 +40,12 @@ class Churn(Probe):
 
     kind = "churn"
 
-    def __init__(self, spec: ChurnSpec, loop: Loop, trace: Trace, number: int) -> None:
-        super().__init__(loop, trace, spec.target)
-        self.interval_ns = max(1, round(1e9 / spec.rate_per_s))
-        self._size = spec.size
+    def __init__(
+        self, target: Target, rate_per_s: float, size: int, loop: Loop, trace: Trace, number: int
+    ) -> None:
+        super().__init__(loop, trace, target)
+        self.interval_ns = max(1, round(1e9 / rate_per_s))
+        self._size = size
         self._number = number
         self._visits = 0
         self._under_way: set[_Visit] = set()
@@ -91,11 +93,15 @@ class Churn(Probe):
                 continue
             offset = self._visits % _OFFSETS * CONNECTION_OFFSET
             self._visits += 1
-            visit = _Visit(self, self._number, EchoCodec(self._size, offset))
+            visit = _Visit(self, self._number, self.codec(offset))
             self._under_way.add(visit)
             visit.connect()
         self._timed = True
         self.loop.at(self._turn_ns, self._visit_due)
+
+    def codec(self, offset: int) -> Codec:
+        """What a visit says and wants to hear; `offset` is its place in the ramp, no other visit's soon."""
+        return EchoCodec(self._size, offset)
 
     def visited(self, visit: _Visit) -> None:
         """A visit is over, well or badly."""
@@ -132,16 +138,16 @@ class Churn(Probe):
             np.frombuffer(bytes(self._answered), dtype=np.bool_),
         )
 
+    def waiting_ns(self, now_ns: int) -> int:
+        return max((now_ns - visit.begun_ns for visit in self._under_way if not visit.replied), default=0)
+
     def live(self) -> dict[str, Any]:
-        now = monotonic_ns()
-        waiting = max((now - visit.begun_ns for visit in self._under_way if not visit.replied), default=0)
-        longest, self.recent_longest_ns = max(self.recent_longest_ns, waiting), 0
         return {
             "kind": self.kind,
             "connections": self._visits,
             "broken": self._broken + self._failed_connects,
             "requests": self._forgotten + len(self._begun_ns),
-            "longest_wait_ns": longest,
+            "longest_wait_ns": self.longest_since_heartbeat_ns(),
             "wrong_bytes": self._wrong.lost + self._wrong.duplicated + self._wrong.corrupted,
         }
 
@@ -188,7 +194,7 @@ class Churn(Probe):
 
 
 class _Visit(Member):
-    def __init__(self, probe: Churn, number: int, codec: EchoCodec) -> None:
+    def __init__(self, probe: Churn, number: int, codec: Codec) -> None:
         super().__init__(probe.loop, probe.target, number)
         self._probe = probe
         self._codec = codec

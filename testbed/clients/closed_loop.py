@@ -41,7 +41,11 @@ class ClosedLoop(Probe):
         super().__init__(loop, trace, spec.target)
         self.interval_ns = spec.interval_us * 1000
         numbers = range(first_connection, first_connection + spec.connections)
-        self._members = [_Asker(self, number, codec_for(spec, client, number)) for number in numbers]
+        self._members = [_Asker(self, number, self.codec(spec, client, number)) for number in numbers]
+
+    def codec(self, spec: ClosedLoopSpec, client: str, number: int) -> Codec:
+        """What connection `number` says and wants to hear."""
+        return codec_for(spec, client, number)
 
     def members(self) -> Sequence[Member]:
         return self._members

@@ -4,10 +4,14 @@ Every request gets exactly one reply, in order; times are CLOCK_MONOTONIC nanose
 
     {"do": "start", "deadline_ms"}                             {"started": {"t_ns", "connections"}}
     {"do": "heartbeat"}                                        {"heartbeat": {"t_ns", "probes": [live, ...]}}
+    {"do": "beat", "every_ms"}                                 {"beating": {"t_ns"}}
     {"do": "report", "windows", "deadline_ms", "forget", "save"}
                                                                {"summary": {...}}
     {"do": "stop", "windows", "deadline_ms"}                   {"summary": {...}}, and the client ends
     any, if it cannot be done                                  {"error": "client1: why"}
+
+From `beat` on the client tells the recorder of its longest waits, every so many milliseconds and unasked (see
+:mod:`testbed.clients.pulse`); 0 ends that.
 
 `live` is `kind`, `connections`, `broken`, `requests`, `longest_wait_ns` (since the last heartbeat, waits
 under way included) and `wrong_bytes`. `windows` are the migrations, [[begin_ns, end_ns], ...]. A summary has
@@ -101,6 +105,10 @@ class ClientControl:
     def heartbeat(self) -> dict[str, Any]:
         """Small live figures; about 50 us of the client's time for ten connections."""
         return self._ask("heartbeat", 0.0, do="heartbeat")
+
+    def beat(self, every_ms: int) -> None:
+        """Have the client send `beat` events to the recorder from now on; 0: no more."""
+        self._ask("beating", 0.0, do="beat", every_ms=every_ms)
 
     def report(
         self,

@@ -23,19 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netns.forkserver import ready
+from testbed.clients.bulk import Download, Upload
 from testbed.clients.churn import Churn
 from testbed.clients.closed_loop import ClosedLoop
 from testbed.clients.control import ControlError, receive_message, send_message
+from testbed.clients.http import http_probe
 from testbed.clients.icmp import IcmpProbe
 from testbed.clients.ledger import LedgerProbe
 from testbed.clients.loop import IN, Loop
 from testbed.clients.open_loop import OpenLoop
 from testbed.clients.probe import Probe, Samples
+from testbed.clients.pulse import LEAST_BEAT_MS, MOST_BEAT_MS, Pulse
 from testbed.clients.ramp import Ramp
 from testbed.clients.spec import (
     ChurnSpec,
     ClientSpec,
     ClosedLoopSpec,
+    DownloadSpec,
+    HttpSpec,
     IcmpSpec,
     LedgerSpec,
     OpenLoopSpec,
@@ -43,6 +48,7 @@ from testbed.clients.spec import (
     RampSpec,
     SpecError,
     UdpSpec,
+    UploadSpec,
     parse,
 )
 from testbed.clients.udp import UdpProbe
@@ -102,6 +108,7 @@ class Client:
         self._trace = trace
         self._requests: deque[dict[str, Any] | None] = deque()
         self._probes = make_probes(spec, loop, trace)
+        self._pulse = Pulse(loop, trace, self._probes)
         self._begun_ns = 0
 
     def serve(self) -> None:
@@ -140,12 +147,14 @@ class Client:
                 return {"started": self._start(_deadline_ns(request))}
             case "heartbeat":
                 return {"heartbeat": self._heartbeat()}
+            case "beat":
+                return {"beating": self._beat(request.get("every_ms"))}
             case "report":
                 return {"summary": self._rest_and_report(request)}
             case "stop":
                 return {"summary": self._stop(request)}
             case unknown:
-                raise _Unable(f"unknown request {unknown!r}; known are start, heartbeat, report, stop")
+                raise _Unable(f"unknown request {unknown!r}; known are start, heartbeat, beat, report, stop")
 
     def _start(self, deadline_ns: int) -> dict[str, Any]:
         """After a failure the connections that could be made are closed; the client can only be stopped
@@ -173,6 +182,12 @@ class Client:
 
     def _heartbeat(self) -> dict[str, Any]:
         return {"t_ns": time.monotonic_ns(), "probes": [probe.live() for probe in self._probes]}
+
+    def _beat(self, every_ms: Any) -> dict[str, Any]:
+        if not isinstance(every_ms, int) or (every_ms and not LEAST_BEAT_MS <= every_ms <= MOST_BEAT_MS):
+            raise _Unable(f"`every_ms` must be 0 or {LEAST_BEAT_MS} to {MOST_BEAT_MS}, not {every_ms!r}")
+        self._pulse.beat_every(every_ms * 1_000_000)
+        return {"t_ns": time.monotonic_ns()}
 
     def _end(self, deadline_ns: int) -> None:
         """No more is asked; what is due has come, or the deadline has."""
@@ -219,9 +234,10 @@ class Client:
 
     def _save(self, path: Path) -> None:
         """All samples in one .npz: `sent_ns`, `received_ns`, `connection`, `answered`, `handled_ns` (0 where
-        nobody said), `probe` (its number); and of each probe its kind (`kinds`) and how often it sends
-        (`intervals_ns`, 0 where it has no interval)."""
+        nobody said), `probe` (its number); of each probe its kind (`kinds`) and how often it sends
+        (`intervals_ns`, 0 where it has no interval); and what a kind of probe has besides."""
         parts = [probe.samples() for probe in self._probes]
+        more = {name: array for probe in self._probes for name, array in probe.arrays().items()}
         try:
             np.savez(
                 path,
@@ -233,6 +249,7 @@ class Client:
                 probe=np.repeat(np.arange(len(parts)), [len(part.sent_ns) for part in parts]),
                 kinds=np.array([probe.kind for probe in self._probes], dtype=np.str_),
                 intervals_ns=np.array([getattr(probe, "interval_ns", 0) for probe in self._probes], np.int64),
+                **more,
             )
         except OSError as error:
             Path(path).unlink(missing_ok=True)  # half a file is none
@@ -268,9 +285,15 @@ def _make_probe(spec: ProbeSpec, loop: Loop, trace: Trace, client: str, first: i
         case RampSpec():
             return Ramp(spec, loop, trace, first)
         case ChurnSpec():
-            return Churn(spec, loop, trace, first)
+            return Churn(spec.target, spec.rate_per_s, spec.size, loop, trace, first)
+        case HttpSpec():
+            return http_probe(spec, loop, trace, client, first)
         case LedgerSpec():
             return LedgerProbe(spec, loop, trace, client, first)
+        case DownloadSpec():
+            return Download(loop, trace, spec, first)
+        case UploadSpec():
+            return Upload(loop, trace, spec, first)
         case UdpSpec():
             return UdpProbe(spec, loop, trace, first)
         case IcmpSpec():

@@ -117,15 +117,16 @@ class PacketProbe(Probe):
             np.concatenate([part.handled_ns for part in parts if part.handled_ns is not None]),
         )
 
+    def waiting_ns(self, now_ns: int) -> int:
+        return max((flow.silence_ns(now_ns) for flow in self.flows), default=0)
+
     def live(self) -> dict[str, Any]:
-        longest, self.recent_longest_ns = self.recent_longest_ns, 0
-        now = monotonic_ns()
         return {
             "kind": self.kind,
             "connections": len(self.flows),
             "broken": 0,
             "requests": sum(flow.log.next for flow in self.flows),
-            "longest_wait_ns": max(longest, *(flow.silence_ns(now) for flow in self.flows)),
+            "longest_wait_ns": self.longest_since_heartbeat_ns(),
             "wrong_bytes": sum(flow.corrupted for flow in self.flows),
         }
 

@@ -113,7 +113,9 @@ class Probe(ABC):
         self.target = target
         self.asking = False
         self.recent_longest_ns = 0
-        """The longest wait that ended since the last heartbeat."""
+        """The longest wait that ended since the last beat or heartbeat."""
+        self._beaten_longest_ns = 0
+        """The longest that was told by beats since the last heartbeat."""
         self.skipped = 0
         """Turns left out: the reply before had not come in time, or the kernel took no more."""
         self.latest_ns = 0
@@ -173,18 +175,38 @@ class Probe(ABC):
         """Every sample whose reply is not due any more, and that has not been forgotten."""
         return columns(self.members())
 
+    def arrays(self) -> dict[str, Any]:
+        """What is to be saved beside the samples: arrays by name."""
+        return {}
+
+    def waiting_ns(self, now_ns: int) -> int:
+        """The longest wait that is under way."""
+        waits = (now_ns - member.sent_ns[-member.due] for member in self.members() if member.due)
+        return max(waits, default=0)
+
+    def beat_ns(self) -> int:
+        """The longest wait since the last call, those that are under way included."""
+        longest = max(self.recent_longest_ns, self.waiting_ns(monotonic_ns()))
+        self.recent_longest_ns = 0
+        self._beaten_longest_ns = max(self._beaten_longest_ns, longest)
+        return longest
+
+    def longest_since_heartbeat_ns(self) -> int:
+        """The same since the last call of this: beats in between take nothing away from it."""
+        self.beat_ns()
+        longest, self._beaten_longest_ns = self._beaten_longest_ns, 0
+        return longest
+
     def live(self) -> dict[str, Any]:
         """Small figures for a live view; `longest_wait_ns` is since the last call and knows of waits under
         way."""
-        now, members = monotonic_ns(), self.members()
-        waiting = max((now - member.sent_ns[-member.due] for member in members if member.due), default=0)
-        longest, self.recent_longest_ns = max(self.recent_longest_ns, waiting), 0
+        members = self.members()
         return {
             "kind": self.kind,
             "connections": len(members),
             "broken": sum(member.broken is not None for member in members),
             "requests": sum(member.requests for member in members),
-            "longest_wait_ns": longest,
+            "longest_wait_ns": self.longest_since_heartbeat_ns(),
             "wrong_bytes": sum(
                 member.integrity.lost + member.integrity.duplicated + member.integrity.corrupted
                 for member in members

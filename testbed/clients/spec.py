@@ -12,7 +12,7 @@ from testbed.clients.account import LEAST_VALUE_BYTES
 from testbed.measure.datagram import HEADER_BYTES
 from testbed.measure.pattern import PERIOD
 
-PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001}
+PROGRAM_PORTS = {"echo": 7000, "kv": 6379, "kv-durable": 6379, "http": 80, "ramp": 7001, "bulk": 7002}
 
 _MOST_CONNECTIONS = 50_000
 _MOST_RATE = 1_000_000
@@ -39,8 +39,10 @@ class ClosedLoopSpec:
 
     target: Target
     program: str = "echo"
-    connections: int = 8
-    interval_us: int = 1000
+    connections: int = 1
+    interval_us: int = 2000
+    """Cheap by default: `testbed bench probing` says what it costs the guest. More connections, or a shorter
+    interval, are a load besides; they tell the beginning of a pause more exactly."""
     size: int = 64
     path: str = "/counter"
     """Of http only."""
@@ -53,7 +55,7 @@ class OpenLoopSpec:
 
     target: Target
     connections: int = 1
-    rate_per_s: float = 1000.0
+    rate_per_s: float = 500.0
     size: int = 64
 
 
@@ -88,6 +90,38 @@ class LedgerSpec:
 
 
 @dataclass(frozen=True)
+class HttpSpec:
+    """Each of `connections` gets `path` once each `interval_us`: on a connection that is `kept`, in a closed
+    loop, or on a new one each time, whatever became of those before."""
+
+    target: Target
+    connections: int = 1
+    interval_us: int = 10_000
+    path: str = "/counter"
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class DownloadSpec:
+    """Each of `connections` reads the ramp from a bulk program, as fast as it comes, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
+class UploadSpec:
+    """Each of `connections` sends the ramp to a bulk program, as fast as it is taken, or at up to
+    `rate_bytes_per_s` where that is given."""
+
+    target: Target
+    connections: int = 1
+    rate_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
 class UdpSpec:
     """Each of `connections` flows sends `rate_per_s` numbered datagrams of `size` bytes a second to an echo
     program, whatever comes back."""
@@ -107,7 +141,18 @@ class IcmpSpec:
     size: int = 56
 
 
-ProbeSpec = ClosedLoopSpec | OpenLoopSpec | RampSpec | ChurnSpec | LedgerSpec | UdpSpec | IcmpSpec
+ProbeSpec = (
+    ClosedLoopSpec
+    | OpenLoopSpec
+    | RampSpec
+    | ChurnSpec
+    | LedgerSpec
+    | HttpSpec
+    | DownloadSpec
+    | UploadSpec
+    | UdpSpec
+    | IcmpSpec
+)
 
 KINDS: dict[str, type[ProbeSpec]] = {
     "closed-loop": ClosedLoopSpec,
@@ -115,6 +160,9 @@ KINDS: dict[str, type[ProbeSpec]] = {
     "ramp": RampSpec,
     "churn": ChurnSpec,
     "ledger": LedgerSpec,
+    "http": HttpSpec,
+    "download": DownloadSpec,
+    "upload": UploadSpec,
     "udp": UdpSpec,
     "icmp": IcmpSpec,
 }
@@ -124,6 +172,9 @@ _PROGRAMS = {
     "ramp": ("ramp",),
     "churn": ("echo",),
     "ledger": ("kv-durable", "kv"),
+    "http": ("http",),
+    "download": ("bulk",),
+    "upload": ("bulk",),
     "udp": ("echo",),
 }
 PORTLESS = ("icmp",)
@@ -225,6 +276,10 @@ def _target(where: str, address: Any, port: Any) -> Target:
 
 def _check_value(where: str, name: str, value: Any, default: Any) -> None:
     assert default is not MISSING
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{where}: `{name}` must be true or false, not {value!r}")
+        return
     if isinstance(default, str):
         if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or " " in value:
             raise SpecError(f"{where}: `{name}` must be a path that begins with /, not {value!r}")

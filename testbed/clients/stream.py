@@ -13,8 +13,6 @@ from time import monotonic_ns
 
 from testbed.clients.loop import IN, OUT, Loop
 
-_RECEIVE_BYTES = 64 << 10
-
 # struct tcp_info of <linux/tcp.h>: u8 tcpi_backoff at byte 4, u32 tcpi_total_retrans at 100, tcpi_dsack_dups
 # at 216
 _TCP_INFO = struct.Struct("=4xB95xI112xI")
@@ -62,6 +60,9 @@ class Stream:
     hangs up on its client.
     """
 
+    receive_bytes = 64 << 10
+    """How much is read at once, at most."""
+
     def __init__(self, loop: Loop, address: str, port: int) -> None:
         self.state = State.NEW
         self.failure: Failure | None = None
@@ -89,6 +90,10 @@ class Stream:
 
     def received(self, data: bytes, t_ns: int) -> None:
         """`data` was there at `t_ns`, or shortly before."""
+
+    def writable(self) -> None:
+        """The kernel takes more, while OUT is watched: what :meth:`send` has kept, unless overridden."""
+        self._flush()
 
     def ended(self) -> None:
         """The state is CLOSED now; `failure` says why, and is None where we had asked for it."""
@@ -184,7 +189,7 @@ class Stream:
     def _ready(self, events: int) -> None:
         if events != OUT:  # readable, an error, or a hang-up: recv tells which
             try:
-                data = self._socket.recv(_RECEIVE_BYTES)
+                data = self._socket.recv(self.receive_bytes)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -195,7 +200,7 @@ class Stream:
             else:
                 self._hung_up()
         if events & OUT and self.state is not State.CLOSED:
-            self._flush()
+            self.writable()
 
     def _flush(self) -> None:
         try:

@@ -62,6 +62,9 @@ PcapSnap = Annotated[
     ),
 ]
 PcapLimit = Annotated[str, typer.Option(help="How much is captured of each link at most.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Lines as things happen, instead of the picture that a terminal gets.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
 RunFolder = Annotated[Path, typer.Option("--runs", help="Where to put the run's folder.")]
 

@@ -43,7 +43,7 @@ def calibrate(
     def inside(folder: Path) -> int:
         from testbed.experiment.calibration import Request
 
-        request = Request(kinds=kinds, repeats=repeats, seed=seed)
+        request = Request(repeats=repeats, seed=seed).only(kinds)
         return _show(request, name, folder, as_json=json_, quiet=quiet or json_)
 
     finish(inside_universe(runs, name, inside))

@@ -52,8 +52,11 @@ class wrong_request:  # noqa: N801 - reads as a statement
 
 
 def status_of(result: Result) -> int:
-    """The exit status that a result earns."""
-    return status_of_run(result.outcome, [check.name for check in result.checks if not check.passed])
+    """The exit status that a result earns. Of a scenario that shows a migration not to complete, that is
+    success."""
+    shown = any(check.name == "migrated" and check.waived for check in result.checks)
+    outcome: Outcome = "completed" if shown else result.outcome
+    return status_of_run(outcome, [check.name for check in result.checks if not check.passed])
 
 
 def status_of_run(outcome: Outcome, failed_checks: Collection[str]) -> int:
@@ -64,8 +67,9 @@ def status_of_run(outcome: Outcome, failed_checks: Collection[str]) -> int:
 
 
 def worst(statuses: Iterable[int]) -> int:
-    """Of several runs' statuses the one that says most: a failed check, then a rollback, then success."""
-    return max(statuses, key=(PASSED, ROLLED_BACK, CHECK_FAILED).index)
+    """Of several runs' statuses the one that says most: that a run could not be, then a failed check, then a
+    rollback, then success."""
+    return max(statuses, key=(PASSED, ROLLED_BACK, CHECK_FAILED, CANNOT).index)
 
 
 def explained(error: Exception, folder: Path) -> int:
@@ -80,10 +84,15 @@ def explanation(error: Exception, folder: Path) -> tuple[str, int]:
     from netns.apply import TopologyError
     from netns.capture import CaptureError
     from netns.forkserver import NotReady, ProcessDied, SpawnError
+    from netns.link_figures import BackendMissing
+    from netns.links import LinkError
+    from netns.observe import ObserveError
+    from netns.relayed import RelayDied
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.experiment.bench import BenchFailed
     from testbed.host.control import CommandFailed, ControlError
+    from testbed.lab.programs import ProgramNotStarted
     from testbed.storage.nbdkit import NbdkitError
     from testbed.storage.volume_client import VolumeLost, VolumeRefused
 
@@ -92,8 +101,10 @@ def explanation(error: Exception, folder: Path) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}", CANNOT
-    missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError)
+    missing: tuple[type[Exception], ...] = (TopologyError, NbdkitError, ProgramNotStarted)
+    missing += (BackendMissing, LinkError)
     foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed, CaptureError)
+    foreseen += (RelayDied, ObserveError)
     foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
     if not isinstance(error, foreseen):
         raise error

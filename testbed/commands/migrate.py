@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from testbed.commands.ending import finish, wrong_request
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.commands.options import STEP_KEYS, given_options, takes_options
 from testbed.commands.report import NoReport
-from testbed.commands.showing import Show, run_shown
+from testbed.commands.showing import Show, is_live, lent, run_shown
 from testbed.commands.standing import host_names, lab_names, migrate_standing, vm_names
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT
@@ -57,6 +58,7 @@ def migrate(
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -64,7 +66,9 @@ def migrate(
     as 300ms. With --name of a lab that stands, or with --to or --vm: in that lab, as it was brought up; of
     the options --mode, --downtime-limit, --max-rounds, --on-stall, --max-bandwidth, --migrations and --fault
     can be given then, for this time."""
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report)
+    quiet = quiet or json_
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, live=live)
     lab = _lab_that_is_meant(name, anyway=to is not None or bool(vm))
     if lab is not None:
         with wrong_request():
@@ -76,8 +80,7 @@ def migrate(
     with wrong_request():
         asked.check_name(name)
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(options, name)])
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
-    finish(run_one(options, name, runs, show))
+    finish(run_one(options, name, runs, replace(show, pcap=captured)))
 
 
 def scenario(options: Options, name: str) -> Scenario:
@@ -94,7 +97,8 @@ def run_one(options: Options, name: str, runs: Path, show: Show) -> int:
     def inside(folder: Path) -> int:
         return run_shown(scenario(options, name), folder, import_path, show, options)
 
-    return inside_universe(runs, name, inside)
+    with lent(show.live):
+        return inside_universe(runs, name, inside)
 
 
 def _lab_that_is_meant(name: str | None, *, anyway: bool) -> str | None:

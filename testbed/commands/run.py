@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from testbed.commands import asked
-from testbed.commands.ending import PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
+from testbed.commands.ending import ENDED_BY, PASSED, WRONG_REQUEST, fail, finish, tell, worst, wrong_request
 from testbed.commands.inside import check_scenarios, inside_universe
 from testbed.commands.report import NoReport
-from testbed.commands.showing import Show, run_shown
+from testbed.commands.showing import Show, is_live, lent, run_shown
 from testbed.scenario.pcap import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def run(
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     no_report: NoReport = False,
+    plain: asked.Plain = False,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -63,7 +64,9 @@ def run(
     several = len(found) > 1
     with wrong_request():
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: found)
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report, pcap=captured)
+    quiet = quiet or json_
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, pcap=captured, live=live)
     statuses, results = [], []
 
     def kept(folder: Path) -> None:
@@ -73,12 +76,26 @@ def run(
             results.append(path.read_text())
 
     for scenario in found:
-        if several and not show.quiet:
-            print(f"=== {scenario.name}: {scenario.shows}", flush=True)
+        if not show.quiet:
+            _introduce(scenario)
         statuses.append(_run_one(scenario, runs, import_path, show, several=several, kept=kept))
+        if statuses[-1] in ENDED_BY:
+            finish(statuses[-1])
     if several and json_:
         print(json.dumps([json.loads(text) for text in results], indent=2))
     finish(worst(statuses))
+
+
+def _introduce(scenario: Scenario) -> None:
+    """What it is for, before it runs."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console(highlight=False)
+    console.print(f"\n{scenario.name}", style="bold")
+    for text in filter(None, (scenario.shows, scenario.expect)):
+        console.print(Padding(text, (0, 0, 0, 2)))
+    console.print()
 
 
 def _run_one(
@@ -95,7 +112,8 @@ def _run_one(
     def inside(folder: Path) -> int:
         return run_shown(scenario, folder, import_path, printed)
 
-    return inside_universe(runs, scenario.name, inside, kept)
+    with lent(show.live):
+        return inside_universe(runs, scenario.name, inside, kept)
 
 
 def validate(scenarios: Scenarios) -> None:

@@ -94,13 +94,19 @@ KERNEL = (
         "--bandwidth", _module("sch_tbf", "CONFIG_NET_SCH_TBF"),
     ),
     Feature(
+        "redirection", "optional", probes.redirection,
+        "conditions on links where there is no netem, and lost announcements",
+        "a kernel with CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
+    ),
+    Feature(
         "cubic", "optional", probes.cubic,
         "figures that compare with other machines'",
         "modprobe tcp_cubic and sysctl net.ipv4.tcp_allowed_congestion_control='reno cubic', as root",
     ),
     Feature(
         "netem", "optional", probes.netem,
-        "nothing yet: links have no delay, no loss", _module("sch_netem", "CONFIG_NET_SCH_NETEM"),
+        "links' delay and loss by the kernel: a relay does it instead",
+        _module("sch_netem", "CONFIG_NET_SCH_NETEM"),
     ),
 )
 

@@ -15,8 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from netns import packet, syscalls
-from netns.links import Links
+from netns.detour import Detour, Place
+from netns.links import LinkError, Links
 from netns.namespace import Namespace
+from netns.netem import Netem
 from testbed.kernel import inet_diag, tcp_repair
 from testbed.memory import tracking
 
@@ -73,17 +75,22 @@ def token_bucket() -> str:
 
 
 def netem() -> str:
-    """Through pyroute2 itself: the library of networks has no use for it yet."""
-    from pyroute2 import IPRoute, NetlinkError
+    with _wire() as (_, links):
+        try:
+            links.netem("eth0", Netem(limit_frames=1000, delay_ns=1_000_000))
+        except LinkError as error:
+            raise Missing(f"the kernel refuses it: {error}") from error
+        return ""
 
-    with _wire() as (near, links):
-        with near.entered():
-            route = IPRoute()
-        with route:
-            try:
-                route.tc("add", "netem", index=links.index("eth0"), delay=1000)
-            except NetlinkError as error:
-                raise Missing(f"the kernel refuses it: {os.strerror(error.code)}") from error
+
+def redirection() -> str:
+    """A detour as a relay's, with nobody in the middle."""
+    with _node() as (near, links), _node() as (far, others), _node() as (middle, _):
+        links.add_veth("eth0", SOMEWHERE, far, "eth0", ELSEWHERE, MTU)
+        links.set_up("eth0")
+        others.set_up("eth0")
+        with Detour(Place(near, "eth0"), Place(far, "eth0"), middle) as detour:
+            detour.lead(forward=True, backward=True)
         return ""
 
 

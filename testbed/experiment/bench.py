@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from netns.conditions import Conditions
+from testbed.experiment import probing as cost
+from testbed.experiment import relay_bench
 from testbed.experiment.run import Witness, run_options
 from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
@@ -42,11 +45,14 @@ QUICK = Options(
 )
 DURABLE = Options(program="kv-durable", disk_bytes=64 << 20)
 ENDURANCE_MIGRATIONS, DURABLE_MIGRATIONS = 100, 200
+FAR_MIGRATIONS = 50
+FRAMES_PER_S = 21_000
 QUICK_MIGRATIONS, LIVE_BESIDE_QUICK = 2, 5
 LUN_PARTS = ("to the LUN", "flush", "dismount", "mount", "from the LUN")
 NEEDS_BYTES = {"copy": 2 * COPY.ram_bytes, "quick": 3 * QUICK.ram_bytes}
 """Memory that a bench takes: the guest's RAM on two hosts, and once more where it is saved on the LUN."""
 STORAGE_BYTES = 256 << 20
+PROBING_REPEATS = 5
 IPERF_S = 2
 COPY_DEADLINE_S = 120
 START_PROGRAM_DEADLINE_S = 30
@@ -318,12 +324,77 @@ def quick(setting: Setting) -> Iterator[Figure]:
     yield _median("quick", "quick's over live's", ratios, "", 1000, at_most=False)
 
 
+def relay(setting: Setting) -> Iterator[Figure]:
+    """A link through a relay: frames, bytes, true delays; and 50 migrations under clients 50 ms away."""
+    with relay_bench.standing() as (topology, link):
+        medians_ms, tails_ms = relay_bench.delay_errors_ms(link)
+        yield _median("relay", "10 ms asked: off by", medians_ms, "ms", 0.5)
+        yield _median("relay", "  99th percentile", tails_ms, "ms")
+        steady = relay_bench.flooded(topology, link, FRAMES_PER_S)
+        passed = [one.passed_per_s for one in steady]
+        yield _median("relay", f"of {FRAMES_PER_S:,} frames/s passed", passed, "/s", 20_000, at_most=False)
+        yield _count("relay", "  not asked for and lost", sum(one.overrun for one in steady))
+        yield _median("relay", "  processor, a frame", [one.processor_us for one in steady], "us")
+        most = [one.passed_per_s for one in relay_bench.flooded(topology, link, None)]
+        yield _median("relay", "most frames passed", most, "/s")
+        one_ms = Conditions(delay_ns=relay_bench.MS)
+        if bulk := relay_bench.bulk_mbit(topology, link, one_ms):
+            yield _median("relay", "bulk TCP", bulk, "Mbit/s", 1000, at_most=False)
+            single = relay_bench.bulk_mbit(topology, link, replace(one_ms, loss=1e-6))
+            yield _median("relay", "  in frames of a wire", single, "Mbit/s")
+    folder = setting.folder / "far"
+    folder.mkdir()
+    migrations = max(FAR_MIGRATIONS, setting.migrations)
+    setting.witness.say(f"relay: {migrations} migrations under clients 50 ms away with 0.1 % loss")
+    far = relay_bench.far_clients(SWITCHOVER, folder, setting.witness, migrations)
+    clients = far.clients
+    directions = [way for link in far.links for way in (link.forward, link.backward)]
+    completed = sum(one.outcome == "completed" for one in far.migrations)
+    round_trips = [link.round_trip_ms or 0 for link in far.links]
+    yield _median("relay", "round trip of far clients", round_trips, "ms")
+    yield _count("relay", "frames lost on the way", sum(way.lost or 0 for way in directions), None)
+    yield _count("relay", "retransmits", clients.retransmits, None)
+    yield _count("relay", "migrations not completed", migrations - completed)
+    yield _count(
+        "relay", "broken, reset, failed connects", clients.broken + clients.resets + clients.failed_connects
+    )
+    damaged = clients.bytes_lost + clients.bytes_duplicated + clients.bytes_corrupted
+    yield _count("relay", "bytes lost, doubled, corrupted", damaged)
+
+
+def prediction(setting: Setting) -> Iterator[Figure]:
+    """Migrations foretold, over wires, dirty rates and patterns; leaves the table that they are told by."""
+    from testbed.experiment.prediction_bench import errors  # late: it is made of what stands here
+
+    yield from errors(setting)
+
+
 def _blackouts_ms(result: Result) -> list[float]:
     return [one.blackout_ms or 0 for one in _completed(result)]
 
 
 def _with(options: Options, setting: Setting) -> Options:
     return replace(options, migrations=setting.migrations)
+
+
+def probing(setting: Setting) -> Iterator[Figure]:
+    """redis-benchmark on a kv guest, alone and beside a probe of the default pace."""
+    if not shutil.which("redis-benchmark"):
+        raise BenchFailed("redis-benchmark is not installed (Debian's package redis-tools)")
+    costs: list[cost.Cost] = []
+    for number in range(PROBING_REPEATS):
+        folder = setting.folder / f"probing-{number}"
+        folder.mkdir()
+        try:
+            costs.append(cost.measure(folder))
+        except cost.NothingMeasured as error:
+            raise BenchFailed(str(error)) from error
+    yield _median("probing", "redis-benchmark alone", [one.alone.requests_per_s for one in costs], "/s")
+    yield _median("probing", "beside a probe", [one.beside.requests_per_s for one in costs], "/s")
+    left = [one.throughput_left for one in costs]
+    yield _median("probing", "  throughput left", left, "", 0.95, at_most=False)
+    work = [one.work_left for one in costs]
+    yield _median("probing", "  guest's work left", work, "")
 
 
 BENCHES: dict[str, Bench] = {
@@ -336,4 +407,7 @@ BENCHES: dict[str, Bench] = {
     "storage": storage,
     "durable": durable,
     "quick": quick,
+    "relay": relay,
+    "probing": probing,
+    "prediction": prediction,
 }

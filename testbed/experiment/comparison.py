@@ -13,11 +13,25 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from testbed.experiment import effects
+from testbed.experiment.measures import MEASURES, Measure
 from testbed.measure import comparison as model
 from testbed.measure.result import Result
+from testbed.measure.significance import FALSE_DISCOVERIES, Stratum, adjusted, chance, least_chance
 from testbed.measure.statistics import Interval, interval_of_difference, interval_of_ratio
-from testbed.scenario.units import format_ms, format_size
 from testbed.scenario.variants import Contender
+
+__all__ = [
+    "MEASURES",
+    "Circumstances",
+    "Finished",
+    "Measure",
+    "comparison",
+    "contrast",
+    "figure",
+    "judged",
+    "method",
+]
 
 Kind = Literal["ratio", "difference"]
 _SAME: dict[Kind, float] = {"ratio": 1.0, "difference": 0.0}
@@ -27,107 +41,115 @@ TOLD_IN_TIMES = 1.5
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What is compared: `of` takes it from a run's result, `show` writes it for people, `told` says by how
-    much it is smaller. A count may be zero and is compared by difference, everything else by ratio.
-    """
-
-    key: str
-    noun: str
-    told: str
-    show: Callable[[float], str]
-    of: Callable[[Result], float | None]
-    is_count: bool = False
-
-
-def _count(value: float) -> str:
-    return f"{value:,.10g}"
-
-
-def _bytes(value: float) -> str:
-    return format_size(round(value))
-
-
-_SHORTER = "{smaller}'s %s is {by} shorter than {larger}'s"
-_FEWER = "{smaller} has {by} fewer %s than {larger}"
-
-MEASURES = (
-    Measure(
-        "blackout_ms", "blackout", _SHORTER % "blackout", format_ms,
-        lambda run: run.blackout_ms,
-    ),
-    Measure(
-        "longest_wait_ms", "longest wait", _SHORTER % "clients' longest wait", format_ms,
-        lambda run: run.clients.gap_ms.max,
-    ),
-    Measure(
-        "total_ms", "total time", _SHORTER % "total time", format_ms,
-        lambda run: run.total_ms,
-    ),
-    Measure(
-        "moved_bytes", "RAM moved", "{smaller} moves {by} less RAM than {larger}", _bytes,
-        lambda run: run.ram.transferred_bytes,
-    ),
-    Measure(
-        "retransmits", "retransmits", _FEWER % "retransmits", _count,
-        lambda run: run.clients.retransmits, is_count=True,
-    ),
-    Measure(
-        "broken", "broken connections", _FEWER % "broken connections", _count,
-        lambda run: run.clients.broken + run.clients.resets + run.clients.failed_connects, is_count=True,
-    ),
-)  # fmt: skip
-"""In the order in which a person wants to know. `broken` counts resets and failed connects too."""
-
-
-@dataclass(frozen=True)
 class Finished:
-    """One run that is over: whose it was, which repeat (from 1), where it lies, and its result."""
+    """One run that is over: whose it was, which repeat (from 1), where it lies, and its result, or the
+    `error` that brought its lab down."""
 
     label: str
     repeat: int
     folder: str
-    result: Result
+    result: Result | None
+    error: str | None = None
 
     def figure(self, measure: Measure) -> float | None:
-        return measure.of(self.result) if self.result.outcome == "completed" else None
+        completed = self.result is not None and self.result.outcome == "completed"
+        return measure.of(self.result) if self.result is not None and completed else None
 
     @property
     def blackout_parts_ms(self) -> dict[str, float]:
-        return self.result.blackout_parts_ms if self.result.outcome == "completed" else {}
+        if self.result is None or self.result.outcome != "completed":
+            return {}
+        return self.result.blackout_parts_ms
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How two variants, by their labels, differ in one figure, before it is judged; `runs` had it."""
+
+    measure: Measure
+    labels: tuple[str, str]
+    kind: Kind
+    value: float
+    interval: Interval | None
+    chance: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How the runs were made."""
+
+    repeats: int
+    complete: bool = True
+    workers: int = 1
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether labs ran beside each other, so that no time is only the variant's."""
+        return self.workers > 1
 
 
 def comparison(
-    name: str, started_at: str, repeats: int, contenders: Sequence[Contender], runs: Sequence[Finished]
+    name: str,
+    started_at: str,
+    made: Circumstances,
+    contenders: Sequence[Contender],
+    runs: Sequence[Finished],
 ) -> model.Comparison:
     """All that the runs tell."""
-    seed = contenders[0].options.seed
+    seed = contenders[0].seed
     variants = [_variant(one, [run for run in runs if run.label == one.label]) for one in contenders]
-    differences = [
+    measures = [one for one in MEASURES if not (made.spoiled and one.is_time)]
+    contrasts = [
         found
         for first, second in combinations(variants, 2)
-        for measure in MEASURES
-        if (found := difference(measure, first, second, seed)) is not None
+        for measure in measures
+        if (found := contrast(measure, first, second, seed)) is not None
     ]
+    results = [run.result for run in runs if run.result is not None]
     return model.Comparison(
         name=name,
         started_at=started_at,
-        repeats=repeats,
+        repeats=made.repeats,
         seed=seed,
+        complete=made.complete,
+        workers=made.workers,
+        method=method(made),
+        factors=effects.factors(variants),
         variants=variants,
-        differences=differences,
+        effects=effects.effects(variants, measures, seed),
+        differences=judged(contrasts),
         runs=[_run(run) for run in runs],
-        environment=runs[0].result.environment,
+        environment=results[0].environment if results else {},
     )
 
 
+def method(made: Circumstances) -> str:
+    """How differences are judged, in a sentence or two."""
+    told = (
+        f"Medians, with bootstrapped intervals. A difference is called real where a permutation test of "
+        f"ranks holds after Benjamini and Hochberg's correction for all that is judged here: of what is "
+        f"called real, at most {FALSE_DISCOVERIES:.0%} is chance."
+    )
+    if least_chance([(made.repeats, made.repeats)]) > FALSE_DISCOVERIES:
+        told += f" With {made.repeats} runs each nothing can be shown between two variants."
+    if made.spoiled:
+        told += (
+            f" {made.workers} labs ran beside each other: all that was measured of time is spoiled, and is "
+            f"not compared."
+        )
+    return told
+
+
 def _run(run: Finished) -> model.Run:
+    result = run.result
     return model.Run(
         variant=run.label,
         repeat=run.repeat,
         folder=run.folder,
-        outcome=run.result.outcome,
-        failed_checks=[check.name for check in run.result.checks if not check.passed],
+        outcome="failed" if result is None else result.outcome,
+        failed_checks=[] if result is None else [check.name for check in result.checks if not check.passed],
+        error=run.error,
     )
 
 
@@ -136,7 +158,8 @@ def _variant(contender: Contender, runs: Sequence[Finished]) -> model.Variant:
     names = dict.fromkeys(name for of_run in parts for name in of_run)
     return model.Variant(
         label=contender.label,
-        options=contender.options.as_dict(),
+        levels=dict(contender.levels),
+        options={} if contender.options is None else contender.options.as_dict(),
         figures={measure.key: figure([run.figure(measure) for run in runs]) for measure in MEASURES},
         blackout_parts_ms={name: figure([of_run.get(name) for of_run in parts]) for name in names},
     )
@@ -149,9 +172,7 @@ def figure(values: Sequence[float | None]) -> model.Figure:
     return model.Figure(values=list(values), median=median, low=low, high=high)
 
 
-def difference(
-    measure: Measure, first: model.Variant, second: model.Variant, seed: int
-) -> model.Difference | None:
+def contrast(measure: Measure, first: model.Variant, second: model.Variant, seed: int) -> Contrast | None:
     """How two variants differ in one figure; None where one of them has no such figure."""
     ours, theirs = (
         [value for value in one.figures[measure.key].values if value is not None] for one in (first, second)
@@ -164,28 +185,46 @@ def difference(
         value, interval = mine / other, interval_of_ratio(ours, theirs, seed)
     else:
         value, interval = mine - other, interval_of_difference(ours, theirs, seed)
-    labels = (first.label, second.label)
+    by_chance = None if interval is None else chance([Stratum(ours, theirs)], seed)
+    labels, runs = (first.label, second.label), len(ours) + len(theirs)
+    return Contrast(measure, labels, kind, value, interval, by_chance, runs)
+
+
+def judged(contrasts: Sequence[Contrast]) -> list[model.Difference]:
+    """What can be said of each, now that it is known how many are looked at."""
+    chances = adjusted([one.chance for one in contrasts])
+    return [_judged(one, true) for one, true in zip(contrasts, chances, strict=True)]
+
+
+def _judged(one: Contrast, adjusted_chance: float | None) -> model.Difference:
+    real = (
+        one.interval is not None
+        and one.interval.excludes(_SAME[one.kind])
+        and adjusted_chance is not None
+        and adjusted_chance <= FALSE_DISCOVERIES
+    )
     return model.Difference(
-        figure=measure.key,
-        first=first.label,
-        second=second.label,
-        kind=kind,
-        value=value,
-        interval=None if interval is None else model.Interval(**vars(interval)),
-        real=interval is not None and interval.excludes(_SAME[kind]),
-        sentence=sentence(measure, labels, kind, value, interval, len(ours) + len(theirs)),
+        figure=one.measure.key,
+        first=one.labels[0],
+        second=one.labels[1],
+        kind=one.kind,
+        value=one.value,
+        interval=None if one.interval is None else model.Interval(**vars(one.interval)),
+        chance=one.chance,
+        adjusted_chance=adjusted_chance,
+        real=real,
+        sentence=sentence(one, adjusted_chance, real=real),
     )
 
 
-def sentence(
-    measure: Measure, labels: tuple[str, str], kind: Kind, value: float, interval: Interval | None, runs: int
-) -> str:
-    """In words how the first label's figure compares with the second's, told from the smaller one's side."""
-    first, second = labels
-    if value == _SAME[kind] or (interval is not None and not interval.excludes(_SAME[kind])):
-        return f"{first} and {second}: no difference in {measure.noun} that these {runs} runs show"
-    smaller, larger = (second, first) if value > _SAME[kind] else (first, second)
-    size = _size(kind, value)
+def sentence(one: Contrast, adjusted_chance: float | None, *, real: bool) -> str:
+    """In words how the first label's figure compares with the second's, told from the smaller one's side.
+    What the runs only hint at is told as a hint."""
+    (first, second), measure, kind, interval = one.labels, one.measure, one.kind, one.interval
+    if one.value == _SAME[kind] or (interval is not None and not interval.excludes(_SAME[kind])):
+        return f"{first} and {second}: no difference in {measure.noun} that these {one.runs} runs show"
+    smaller, larger = (second, first) if one.value > _SAME[kind] else (first, second)
+    size = _size(kind, one.value)
     shown: Callable[[float], str] = measure.show if kind == "difference" else _digits
     unit = " times" if kind == "ratio" else ""
     if kind == "ratio" and size < TOLD_IN_TIMES:
@@ -194,6 +233,8 @@ def sentence(
     if interval is not None:
         low, high = sorted(_size(kind, bound) for bound in (interval.low, interval.high))
         error = f"{round(interval.level * 100)} %: {shown(low)} to {shown(high)}"
+        if not real and adjusted_chance is not None:
+            error += f"; not shown by these {one.runs} runs: chance does so in {adjusted_chance:.2g} of cases"
     return f"{measure.told.format(smaller=smaller, larger=larger, by=shown(size) + unit)} ({error})"
 
 

@@ -7,11 +7,12 @@ come. So each is written down when its guest moves again, or at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from testbed.experiment import outcome, tables
+from testbed.experiment.foresight import Foresight, Foretold
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
@@ -47,19 +48,27 @@ class _Open:
     window: int
     events_from: int
     owner: str | None
+    foretold: Foretold | None
 
 
 class Course:
     """Does steps in `lab`. What came of the migrations is in :attr:`told` after :meth:`finish`, in the order
     in which they were asked for, and :attr:`windows` says when clients had to wait (each's number is in
-    :attr:`window_of`).
+    :attr:`window_of`). `foresights` foretell a guest's migrations, by its name, while it moves alone.
     """
 
     def __init__(
-        self, lab: Lab, witness: Witness, import_path: Sequence[str], *, programs_wait: bool = True
+        self,
+        lab: Lab,
+        witness: Witness,
+        import_path: Sequence[str],
+        foresights: Mapping[str, Foresight] | None = None,
+        *,
+        programs_wait: bool = True,
     ) -> None:
         """`programs_wait`: the clients' programs that begin with the first migration have not begun yet."""
         self._lab = lab
+        self._foresights = foresights or {}
         self._witness = witness
         self._import_path = import_path
         self.windows: list[tuple[int, int]] = []
@@ -187,6 +196,7 @@ class Course:
             self._witness.migration(lab.vms[move.vm].owner, move.target, number, of, vm)
             if move.fault is not None:
                 self._witness.say(f"fault: {move.fault}")
+        foretold = self._foretold(moves)
         events_from = len(lab.recorder.events)
         found = self._moved(moves)
         self.windows.append((min(one.ordered_ns for one in found), max(one.ended_ns for one in found)))
@@ -195,9 +205,22 @@ class Course:
         for moved in found:
             guest = lab.vms[moved.move.vm]
             owner = guest.owner if running_stats(guest) is not None else None
-            self._told.append((_Open(moved, len(self.windows) - 1, events_from, owner), None))
+            self._told.append((_Open(moved, len(self.windows) - 1, events_from, owner, foretold), None))
         if len(self._told) == WARM_MIGRATIONS:
             self.used_warm = lab.usage()
+
+    def _foretold(self, moves: Sequence[Move]) -> Foretold | None:
+        """What is to come of it, of one that has the wire for itself; whoever watches is told of its
+        doubts."""
+        (first, *others) = moves
+        foresight = self._foresights.get(first.vm)
+        if others or foresight is None:
+            return None
+        before = sum(one.moved.move.vm == first.vm for one, _ in self._told)
+        foretold = foresight.foretold(before, first.manner)
+        if foretold.doubt is not None:
+            self._witness.say(foretold.doubt)
+        return foretold
 
     def _moved(self, moves: Sequence[Move]) -> list[Moved]:
         lab, on_event = self._lab, self._witness.event
@@ -261,6 +284,7 @@ class Course:
             fault=None if move.fault is None else str(move.fault),
             vm=move.vm,
             mode=move.manner.mode,
+            foretold=one.foretold,
         )
         self._told = [(other, told if other is one else known) for other, known in self._told]
 

@@ -15,7 +15,14 @@ from testbed.measure.calibration import Calibration, Machine
 from testbed.measure.result import Instrument
 
 PACKAGE = "live-migration-testbed"
-MEASURING = ("clients/*.py", "measure/accuracy.py", "measure/continuity.py", "guest/machine.py")
+_READING = ("accuracy", "continuity", "wire")
+MEASURING = (
+    "clients/*.py",
+    "measure/accuracy.py",
+    "measure/continuity.py",
+    "measure/wire.py",
+    "guest/machine.py",
+)
 """The code that takes the times and reads them: another text of it is another instrument."""
 
 
@@ -90,7 +97,7 @@ def last_calibration() -> Calibration | None:
 def instrument() -> Instrument | None:
     """What a run's result says of the instrument's own error."""
     kept = last_calibration()
-    if kept is None or kept.gap_error_ms is None:
+    if kept is None or kept.gap_error_ms is None or kept.gap_bound_ms is None:
         return None
     return Instrument(
         calibrated_at=kept.started_at,
@@ -100,5 +107,6 @@ def instrument() -> Instrument | None:
         version=kept.machine.version,
         gap_error_ms=kept.gap_error_ms.median,
         gap_error_p95_ms=kept.gap_error_ms.p95,
+        gap_bound_ms=kept.gap_bound_ms.median,
         holds=kept.holds,
     )

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from testbed.experiment import tables
+from testbed.experiment.foresight import Foretold
 from testbed.measure import result as model
 from testbed.migration.phases import Phase
 
@@ -46,7 +47,7 @@ class Told:
     """All that is known of one migration: who moved whither, when it was ordered and over (CLOCK_MONOTONIC,
     ns), what both agents answered, and the events in between. `sightings` and `relearned_ns` are what clients
     and switch saw. `vm` is the guest; events of others are not its. `owner` is the host on which the guest
-    ran afterwards, None where it did not. `fault` was made on purpose.
+    ran afterwards, None where it did not. `fault` was made on purpose. `foretold` was said before.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Told:
     fault: str | None = None
     vm: str = "vm1"
     mode: str = "live"
+    foretold: Foretold | None = None
 
     @property
     def own_events(self) -> list[Event]:
@@ -271,7 +273,7 @@ def _rows(client: str, probe: Mapping[str, Any], vm_of: Mapping[str, str]) -> li
             retransmits=int((member or probe).get("retransmits") or 0),
             broken=None if member is None else member.get("broken"),
             vm=vm_of[probe["address"]],
-            **_known(member or {}),
+            **_known(member if member is not None else probe),
         )
         for member in members
     ]

@@ -16,12 +16,24 @@ from testbed.experiment import outcome
 from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.course import Course, Witness, running_stats
+from testbed.experiment.foreseeing import foresee
+from testbed.experiment.link_figures import link
 from testbed.experiment.machine import instrument
 from testbed.experiment.spans import span
 from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Usage
-from testbed.measure.result import Clients, Guest, Migration, Outcome, ProgramRun, Ram, Result
+from testbed.measure.result import (
+    Clients,
+    Guest,
+    LinkFigures,
+    Migration,
+    Outcome,
+    ProgramRun,
+    Ram,
+    Result,
+)
+from testbed.migration.overheads import Overheads
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
@@ -52,6 +64,7 @@ class Found:
     """What each guest says of itself; None of one that does not run."""
     owners: Mapping[str, str]
     programs: Sequence[ProgramRun]
+    links: Sequence[LinkFigures]
     events: list[dict[str, Any]]
     surroundings: dict[str, Any]
     before: Clients | None = None
@@ -72,10 +85,16 @@ def make_folder(root: Path, name: str) -> Path:
 
 
 def run_options(
-    options: Options, name: str, folder: Path, witness: Witness, import_path: Sequence[str] = ()
+    options: Options,
+    name: str,
+    folder: Path,
+    witness: Witness,
+    import_path: Sequence[str] = (),
+    *,
+    overheads: Overheads | None = None,
 ) -> Result:
     """:func:`run` of the scenario that the options of a command stand for."""
-    return run(scenario_of(options, name), folder, witness, import_path, options)
+    return run(scenario_of(options, name), folder, witness, import_path, options, overheads=overheads)
 
 
 def run(
@@ -85,14 +104,18 @@ def run(
     import_path: Sequence[str] = (),
     options: Options | None = None,
     pcap: Pcap | None = None,
+    beat_ms: int = 0,
+    overheads: Overheads | None = None,
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
     migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
-    scenario comes of some. Raises what brings a lab down before there is anything to judge.
+    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Raises
+    what brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with Capturing(pcap, folder) as capturing:
-        found = _performed(scenario, folder, witness, import_path, capturing)
+        table = overheads or Overheads.shipped()
+        found = _performed(scenario, folder, witness, import_path, capturing, beat_ms, table)
         write_events(folder, found.events)
         result = result_of(scenario, started_at, found, {} if options is None else options.as_dict())
         write_result(folder, result)  # before the captures, which take their time
@@ -113,6 +136,8 @@ def _performed(
     witness: Witness,
     import_path: Sequence[str],
     capturing: Capturing,
+    beat_ms: int,
+    overheads: Overheads,
 ) -> Found:
     begun_ns = time.monotonic_ns()
     with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
@@ -122,9 +147,10 @@ def _performed(
             )
         booted = lab.boot(import_path)
         up_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        _baseline(lab, witness)
+        _begin_service(lab, witness, beat_ms)
+        foresights = foresee(lab, overheads, witness.event)
         used_before = lab.usage()
-        course = Course(lab, witness, import_path)
+        course = Course(lab, witness, import_path, foresights)
         for step in scenario.steps:
             course.perform(step)
             if course.lost:
@@ -145,18 +171,24 @@ def _performed(
         usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
         surroundings |= {name: _by_name(used) for name, used in usage.items()}
         owners = {name: guest.owner for name, guest in lab.vms.items()}
+        links = [
+            link(name, figures, lab.links.soundings.get(name))
+            for name, figures in lab.links.figures().items()
+        ]
         capturing.stop()
         programs, events = lab.programs.runs(), lab.recorder.events
-    return Found(course, summaries, stats, owners, programs, events, surroundings)
+    return Found(course, summaries, stats, owners, programs, links, events, surroundings)
 
 
-def _baseline(lab: Lab, witness: Witness) -> None:
-    """Normal service, before anything happens."""
-    connections = lab.start_clients()
+def _begin_service(lab: Lab, witness: Witness, beat_ms: int) -> None:
+    """The clients begin; a baseline of normal service is to follow."""
+    if lab.links.are_conditioned:
+        witness.say("links: measured under their conditions")
+        lab.links.sound()
+    connections = lab.start_clients(beat_ms)
     lab.start_client_programs("baseline")
     baseline_s = lab.scenario.baseline_ns / 1e9
     witness.say(f"clients: {connections} connections; {baseline_s:g} s of normal service first")
-    lab.watch(baseline_s, witness.event)
 
 
 def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:
@@ -191,6 +223,7 @@ def result_of(scenario: Scenario, started_at: str, found: Found, options: dict[s
         checks=waived(checks, scenario.waive),
         migrations=migrations,
         programs=list(found.programs),
+        links=list(found.links),
         scenario=scenario.as_json(),
         options=options,
         environment=found.surroundings,
@@ -206,7 +239,8 @@ def _migrations(scenario: Scenario, found: Found) -> list[Migration]:
     for told, window in zip(course.told, course.window_of, strict=True):
         vm = scenario.vm(told.vm)
         gap = outcome.gap_during(found.summaries, window, (vm.ipv4, vm.ipv6))
-        migrations.append(outcome.migration(told, vm.ram_bytes, gap, first_ns))
+        measured = outcome.migration(told, vm.ram_bytes, gap, first_ns)
+        migrations.append(measured if told.foretold is None else told.foretold.beside(measured))
     return migrations
 
 

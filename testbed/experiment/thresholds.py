@@ -1,4 +1,5 @@
-"""A scenario's own checks, and those that it waives. Pure: a result and what was asked for in, verdicts out."""
+"""A scenario's own checks, and those that it waives. Pure: a result and what was asked for in, verdicts
+out."""
 
 from __future__ import annotations
 
@@ -72,12 +73,14 @@ def _fits(value: Value, sign: str, bound: Value) -> bool:
 def _text(value: Value, unit: str) -> str:
     if value is None:
         return "not known"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.6g}{unit}" if number else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{int(value) if value == int(value) else f'{value:.6g}'}{unit}"
 
 
 def waived(checks: Sequence[Check], names: Collection[str]) -> list[Check]:
-    """The checks; of those that the scenario means to fail it is told whether they did, and they have passed."""
+    """The checks; of those that the scenario means to fail it is told whether they did, and they have
+    passed."""
     return [_waive(check) if check.name in names else check for check in checks]
 
 

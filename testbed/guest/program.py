@@ -47,6 +47,7 @@ __all__ = [
 Buffer = bytes | bytearray | memoryview
 
 SHIPPED = {
+    "bulk": "testbed.guest.programs.bulk:Bulk",
     "echo": "testbed.guest.programs.echo:Echo",
     "http": "testbed.guest.programs.http:Http",
     "kv": "testbed.guest.programs.kv:KeyValue",

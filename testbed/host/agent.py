@@ -4,12 +4,12 @@ several guests each has its own, as each virtual machine has its own monitor.
 Commands (see :mod:`.control` for the framing), their arguments and answers::
 
     boot      guest: description, import_path        {"tracker", "passed_over": [...]}
-    receive   secret: hex, port, import_path,        started {"listening": true}, then {"resumed_ns", ...}
-              port_delay_ns (see GuestPort)
+    receive   secret: hex, port, import_path         started {"listening": true}, then {"resumed_ns", ...}
     migrate   secret: hex, address, port, plan       started {}, then {"rounds": [...], ...}
     cancel    while a migration is under way         none: the migration ends before its commit, or is over
     stall     duration_ns                            {"paused_ns", "running_ns"}: as GuestProcess.stall
     stats                                            the guest's own figures, or null
+    sample    all_ns                                 how the guest dirties its RAM: see .watching
     status                                           {"guest": state or null, "stage", "epoch", "last"}
     resume                                           {}; a guest in doubt goes on here
     release                                          {"counts": {...}}; the guest is removed
@@ -52,6 +52,7 @@ from testbed.host.network import Site
 from testbed.host.plain_disk import storage_from_json
 from testbed.host.recovery import recover, wake
 from testbed.host.saved_state import LunReader, LunWriter
+from testbed.host.watching import watch
 from testbed.measure.trace import Trace
 from testbed.memory.tracking import probe
 from testbed.migration.channel import Channel
@@ -96,6 +97,7 @@ class Agent:
             "migrate": self._migrate,
             "stall": self._stall,
             "stats": self._stats,
+            "sample": self._sample,
             "status": self._status,
             "resume": self._resume,
             "release": self._release,
@@ -250,7 +252,6 @@ class Agent:
         self._import_path = message.get("import_path", self._import_path)
         secret = bytes.fromhex(message["secret"])
         arriving = ArrivingGuest(self._put_in_place, self._keeper, self._trace)
-        arriving.port_delay_s = message.get("port_delay_ns", 0) / 1e9
         deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
@@ -369,6 +370,16 @@ class Agent:
         stats = self._guest.process.ask({"do": "stats"})
         return {"guest": stats, "counts": self._guest.network.counts}
 
+    def _sample(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Watch how the guest writes; whatever else is asked meanwhile ends it early."""
+        if self._guest is None:
+            raise LocalError(f"{self._site.name} has no guest")
+
+        def wait(duration_ns: int) -> bool:
+            return not select.select(self._reception.sources(), [], [], duration_ns / 1e9)[0]
+
+        return watch(self._guest, message["all_ns"], time.monotonic_ns, wait)
+
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         journal = self._keeper.journal
         state = None
@@ -433,10 +444,10 @@ def _plan(message: dict[str, Any]) -> Plan:
 
 def main(argument: dict[str, Any], fds: list[int]) -> int:
     """Entry of the agent's process. `argument`: {"name", "host", "number" (of the guest, from 0, which has
-    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "recorder", "deadline_s",
-    "storage", "kept"}; `fds` are the listening control socket, the keeper's line, journal and store, and the
-    descriptors of the guest that an agent before this one left, described in ``argument["kept"]``. See
-    :class:`Agent`.
+    its own ports), "vm" (its name, where there are several), "bridge", "uplink", "port_delay_s",
+    "recorder", "deadline_s", "storage", "kept"}; `fds` are the listening control socket, the keeper's line,
+    journal and store, and the descriptors of the guest that an agent before this one left, described in
+    ``argument["kept"]``. See :class:`Agent`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -452,6 +463,7 @@ def main(argument: dict[str, Any], fds: list[int]) -> int:
         storage,
         argument["name"],
         PortNames.numbered(argument["number"]),
+        argument["port_delay_s"],
     )
     of_all = {} if argument["vm"] is None else {"vm": argument["vm"]}
     trace = Trace(site.agent, Path(argument["recorder"]), of_all)

@@ -55,8 +55,6 @@ class ArrivingGuest:
         self._disk: tuple[socket.socket, dict[str, int]] | None = None
         self.counts: dict[str, int] = {}
         """This host's part of the network in a migration that failed, once the guest is discarded."""
-        self.port_delay_s = 0.0
-        """How long after it is opened the guest's port forwards: what a spanning tree does to a new port."""
         self._cut = False
         self._held: list[bytes] = []
         self._open_ns = 0
@@ -77,8 +75,6 @@ class ArrivingGuest:
         if described.ram_bytes != ram_bytes:
             raise ProtocolError(f"RAM of {ram_bytes} bytes for a guest of {described.ram_bytes}")
         self._guest = self._put_in_place(described)
-        if self.port_delay_s:
-            self._guest.network.port.delay_forwarding(self.port_delay_s)
         if (lun := self._guest.site.moving_lun) is not None:
             lun.let_go()
         self.arbiter = self._guest.arbiter(Lease("source", described.epoch))

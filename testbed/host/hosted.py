@@ -73,6 +73,8 @@ class HostedGuest:
                 ram.populate()
             network = GuestNetwork(site, description)
             stack.callback(network.close)
+            if not fresh and site.port_delay_s:
+                network.port.delay_forwarding(site.port_delay_s)
             argument: dict[str, Any] = {
                 "program": description.program,
                 "host": site.name,

@@ -42,6 +42,8 @@ class Site:
     storage: Storage | None = None
     agent: str = ""
     ports: PortNames = PORTS
+    port_delay_s: float = 0.0
+    """How long the port of a guest that comes here forwards nothing, as under a spanning tree."""
 
     @property
     def guest_namespace(self) -> str:

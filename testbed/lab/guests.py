@@ -61,6 +61,7 @@ class LabGuest:
                     "vm": vm.name if several else None,
                     "bridge": planned.BRIDGE,
                     "uplink": planned.UPLINK,
+                    "port_delay_s": scenario.network.port_delay_ns / 1e9,
                     "recorder": str(recorder),
                     "deadline_s": peer_deadline_s,
                     "storage": access(host, scenario) if scenario.has_storage else None,

@@ -17,11 +17,12 @@ import psutil
 
 from netns.apply import Topology, apply
 from netns.forkserver import Process, spawn
+from netns.stubborn import StubbornSwitch
 from netns.topology import plan
 from testbed.clients.control import ClientControl
 from testbed.faults.injection import mend
 from testbed.handover.wiring import wire_hold
-from testbed.host.control import CommandFailed, Line
+from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.lab import plan as planned
 from testbed.lab.guests import LabGuest, all_agents
 from testbed.lab.links import LabLinks
@@ -40,6 +41,7 @@ PROGRAM_GRACE_S = 5.0
 """How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
     "netns.capture",
+    "netns.stubborn",
     "numpy",
     "pyroute2",
     "scapy.layers.inet6",
@@ -118,6 +120,7 @@ class Lab:
             self._start_agents(stack, peer_deadline_s)
             observer.wait_ready(READY_DEADLINE_S)
             self.programs = stack.enter_context(Programs(folder))
+            self._stubborn = self._make_switch_stubborn(stack)
             self.links = stack.enter_context(LabLinks(scenario, self.topology))
             self._stack = stack.pop_all()
 
@@ -152,6 +155,18 @@ class Lab:
         self._processes.append(stack.enter_context(observer))
         return observer
 
+    def _make_switch_stubborn(self, stack: ExitStack) -> StubbornSwitch | None:
+        """From here on it believes of the guests' addresses what it knew, until that has aged, if so
+        asked."""
+        network = self.scenario.network
+        if network.relearn:
+            return None
+        assert network.switch_ageing_ns is not None
+        macs = {mac.hex(":") for guest in self.vms.values() for mac in guest.description.identity.macs}
+        switch = self.topology.namespace(planned.SWITCH)
+        stubborn = StubbornSwitch(switch, planned.BRIDGE, sorted(macs), network.switch_ageing_ns)
+        return stack.enter_context(stubborn)
+
     @property
     def vm(self) -> LabGuest:
         """The first guest: the only one of most labs."""
@@ -162,8 +177,9 @@ class Lab:
         Raises CommandFailed with the guest's own word."""
         return {name: guest.boot(import_path) for name, guest in self.vms.items()}
 
-    def start_clients(self) -> int:
-        """Start every client and its probes; returns how many connections they hold. Raises ClientFailed."""
+    def start_clients(self, beat_ms: int = 0) -> int:
+        """Start every client and its probes; returns how many connections they hold. With `beat_ms` each
+        tells of its longest waits as often. Raises ClientFailed."""
         for client, probes in planned.probes(self.scenario).items():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             argument = {
@@ -175,7 +191,11 @@ class Lab:
             self._spawn(self._stack, "testbed.clients.main:main", argument, client, theirs)
             self.clients[client] = ClientControl(ours)
             self._stack.callback(self.clients[client].close)
-        return sum(client.start()["connections"] for client in self.clients.values())
+        connections: int = sum(control.start()["connections"] for control in self.clients.values())
+        if beat_ms:
+            for control in self.clients.values():
+                control.beat(beat_ms)
+        return connections
 
     def _spawn(
         self, stack: ExitStack, entry: str, argument: Any, node: str, control: socket.socket
@@ -194,6 +214,22 @@ class Lab:
         end = time.monotonic() + duration_s
         while (left := end - time.monotonic()) > 0:
             self._wait((), left, on_event)
+
+    def sample(self, vm: str, all_ns: int, on_event: OnEvent) -> dict[str, Any]:
+        """How a guest dirties its RAM, watched for so long while it serves (testbed.host.watching). Raises
+        CommandFailed, and ControlError when its agent is gone or silent.
+        """
+        guest = self.vms[vm]
+        line = guest.line(guest.owner)
+        line.send({"do": "sample", "all_ns": all_ns})
+        end = time.monotonic() + all_ns / 1e9 + READY_DEADLINE_S
+        while (answer := line.poll()) is None:
+            if time.monotonic() > end:
+                raise ControlError(f"{guest.owner} has not said how {vm} writes")
+            self._wait([line], end - time.monotonic(), on_event)
+        if "error" in answer:
+            raise CommandFailed(str(answer["error"]), str(answer.get("kind", "")))
+        return dict(answer["ok"])
 
     def wait(self, timeout_s: float, on_event: OnEvent) -> None:
         """Let the lab run until something has happened, for at most so long."""
@@ -310,11 +346,12 @@ class Lab:
             timeout_s = min(timeout_s, patience_s)
         agents = all_agents(self.vms)
         sources: list[Any] = [self.recorder, self.programs, *agents, *lines, *also, *self.attended]
+        sources += [] if self._stubborn is None else [self._stubborn]
         found = select.select(sources, [], [], max(timeout_s, 0))[0]
         for agent in agents:
             if agent in found:
                 agent.take()
-        events = self.programs.take()
+        events = [*self.programs.take(), *self._beliefs()]
         self.recorder.events += events
         if self.recorder in found:
             events += self.recorder.receive()
@@ -323,6 +360,20 @@ class Lab:
         for source, attend in list(self.attended.items()):
             if source in found:
                 attend()
+
+    def _beliefs(self) -> list[dict[str, Any]]:
+        """What a stubborn switch has begun to believe, or has given up."""
+        news = [] if self._stubborn is None else self._stubborn.read()
+        return [
+            {
+                "t_ns": one.t_ns,
+                "source": planned.SWITCH,
+                "event": "pinned" if one.pinned else "let-go",
+                "mac": one.mac,
+                "port": one.port,
+            }
+            for one in news
+        ]
 
     def usage(self) -> list[Usage]:
         """What each process of the lab holds now: agents and clients."""

@@ -12,6 +12,7 @@ from netns.apply import Topology
 from netns.conditions import Conditions
 from netns.impairment import ConditionedLink
 from netns.link_figures import Choice, LinkFigures
+from netns.sounding import Sounding
 from testbed.lab import plan as planned
 from testbed.lab.plan import Ends
 from testbed.scenario import parts
@@ -39,6 +40,7 @@ class LabLinks(Mapping[str, Ends]):
         self._lost_announcements = dict.fromkeys(scenario.hosts, scenario.network.drop_announcements)
         self._asked: dict[str, tuple[parts.Conditions, parts.Conditions]] = {}
         self._conditioned: dict[str, ConditionedLink] = {}
+        self.soundings: dict[str, Sounding] = {}
         with ExitStack() as stack:
             self._stack = stack.enter_context(ExitStack())
             for link in scenario.links:
@@ -81,6 +83,18 @@ class LabLinks(Mapping[str, Ends]):
             if count:
                 plain = parts.Conditions()
                 self._apply(name, *self._asked.get(name, (plain, plain)))
+
+    @property
+    def are_conditioned(self) -> bool:
+        """Whether any has had conditions."""
+        return bool(self._conditioned)
+
+    def sound(self) -> None:
+        """Measure every link that has conditions now from its own two ends, and count anew: half a second and
+        more for each. What is found stays in :attr:`soundings`."""
+        for name, link in self._conditioned.items():
+            self.soundings[name] = link.sound()
+            link.restart()
 
     def figures(self) -> dict[str, LinkFigures]:
         """What was asked and what came of it, of every link that has had conditions."""

@@ -55,7 +55,7 @@ def storage_address(scenario: Scenario, node: str) -> str:
 
 def network(scenario: Scenario) -> Spec:
     """Hosts and clients on a switch, a way between the hosts for migrations, and storage if there is any."""
-    nodes = [Node(SWITCH, bridges=(Bridge(BRIDGE),))]
+    nodes = [Node(SWITCH, bridges=(Bridge(BRIDGE, ageing_ns=scenario.network.switch_ageing_ns),))]
     for host in scenario.hosts:
         shared = () if scenario.own_wire else (f"{migration_address(scenario, host)}/24",)
         nodes.append(Node(host, bridges=(Bridge(BRIDGE, addresses=shared),)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -91,6 +92,10 @@ class Programs:
         """
         if not command or not command[0]:
             raise ValueError("a program is a command of at least one word that is not empty")
+        searched = (environment or {}).get("PATH", os.environ.get("PATH"))
+        if shutil.which(command[0], path=searched) is None:
+            # Not left to exec, which names the last folder that it could not look into.
+            raise ProgramNotStarted(f"{node}: cannot run {command[0]}: not found, or not executable")
         name = self._name(node, command, name)
         out, err = (self._folder / f"{name}.{suffix}" for suffix in ("out", "err"))
         with out.open("wb") as to_out, err.open("wb") as to_err, namespace.entered():

@@ -7,7 +7,7 @@ what a run shows of a migration.
 
 No probe measures d. What it measures is how long *somebody who asked* was left waiting, and that depends on
 when they asked: the pause begins somewhere between two requests, and nobody waits before the first that meets
-it. So there are two errors, and both are told.
+it. So there are several errors, and all are told.
 
 **Against the definition** (`error`): the figure against what it should say, given when the wait began. This
 is the instrument's own error, for the phase of the pause is no error of it: a client that did not ask did not
@@ -20,9 +20,18 @@ wait. The end of the wait is where the truth comes in, for nothing is answered b
   R, and the next was due at r + I. Due is R - r - I, but not below zero. Over all pauses that lies between
   d - I and d.
 
-What is left, measured less due, is the guest's first step, the way back and everything that is the probe's
-own: its wake-up, the other descriptors before this one, its clock. The way back and the first step (some
-0.1 ms here) are counted as error: what we would subtract for them we would have measured with the same probe.
+- *silence* (download, upload): after bytes at r, none until the next. Due is R - r. Over all pauses that is
+  d, but for what buffers on the way hold: they are emptied after P.
+
+What is left, measured less due, is the guest's first steps, the way back and everything that is the probe's
+own: its wake-up, the other descriptors before this one, its clock. Guest and network are counted as error
+here, and are most of it: this is a bound that needs nobody's word but the guest's. Delivery: where the probe
+itself sent late, its figure is less by as much, so an error may be negative.
+
+**Against the wire** (`own`): the figure against the same wait as the client's network card saw it
+(:mod:`testbed.measure.wire`). That leaves the probe's own part alone. A probe whose clock is wrong measures
+the right length at the wrong time, so the stamp at its end is held against the frame that ended it, too
+(`late`).
 
 **Against the pause** (`of_pause`): the figure against d, as somebody reads it who takes the longest wait for
 the length of the pause. Its bounds are the ones above: a probe that asks each 5 ms is up to 5 ms below. This
@@ -50,6 +59,7 @@ class Definition(Enum):
 
     REQUEST = "request"
     DELIVERY = "delivery"
+    SILENCE = "silence"
 
 
 @dataclass(frozen=True)
@@ -79,14 +89,21 @@ class Sight:
     longest_ns: int
     longest_at_ns: int
 
+    def ended_ns(self, definition: Definition, interval_ns: int) -> int:
+        """By its own word."""
+        return self.longest_at_ns + self.longest_ns + _expected_ns(definition, interval_ns)
+
 
 @dataclass(frozen=True)
 class Deviation:
-    """Measured less true, in ns, of one stall and one probe. `error_ns` is None where it went unnoticed."""
+    """Measured less true, in ns, of one stall and one probe. `error_ns` is None where it went unnoticed;
+    `own_ns`, and `late_ns` of the stamp at its end, where the wire does not tell."""
 
     stall: Stall
     measured_ns: int
     error_ns: int | None
+    own_ns: int | None = None
+    late_ns: int | None = None
 
     @property
     def of_pause_ns(self) -> int:
@@ -103,12 +120,15 @@ def deviation(definition: Definition, interval_ns: int, stall: Stall, sight: Sig
     if sight is None:
         unnoticed = stall.length_ns < interval_ns
         return Deviation(stall, 0, None if unnoticed else -stall.length_ns)
-    expected_ns = interval_ns if definition is Definition.DELIVERY else 0
-    ended_ns = sight.longest_at_ns + sight.longest_ns + expected_ns
-    if ended_ns < stall.running_ns and stall.length_ns < interval_ns:
+    if sight.ended_ns(definition, interval_ns) < stall.running_ns and stall.length_ns < interval_ns:
         return Deviation(stall, sight.longest_ns, None)
-    due_ns = max(0, stall.running_ns - sight.longest_at_ns - expected_ns)
+    due_ns = max(0, stall.running_ns - sight.longest_at_ns - _expected_ns(definition, interval_ns))
     return Deviation(stall, sight.longest_ns, sight.longest_ns - due_ns)
+
+
+def _expected_ns(definition: Definition, interval_ns: int) -> int:
+    """What lies between two deliveries anyway, and is no waiting."""
+    return interval_ns if definition is Definition.DELIVERY else 0
 
 
 @dataclass(frozen=True)

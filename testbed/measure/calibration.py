@@ -36,18 +36,20 @@ class Errors(_Model):
 
 class Length(_Model):
     """All pauses that were asked for with one length, as one probe saw them. `true_ms` and `measured_ms` are
-    medians. `unnoticed` of them met no request; they are in `of_pause`, but not in `error` (null: all)."""
+    medians. `unnoticed` of them met no request; they are in `of_pause`, but not in `error`."""
 
     asked_ms: float
     true_ms: float
     measured_ms: float
     unnoticed: int
     error: Errors | None
+    own: Errors | None
     of_pause: Errors
 
 
 class Pauses(_Model):
-    """One probe against pauses of known length. `error` and `of_pause` are of all that were not zero;
+    """One probe against pauses of known length. `error`, `own` and `of_pause` are of all that were not zero
+    (`own` is null where a capture cannot tell the probe's frames), `late` is by how much its stamps lag;
     `interval_ms` is the longest time in which the probe asks nothing; `noise_ms` is the median of its longest
     wait in 10 ms in which nothing was done. `probe` is what its client was told."""
 
@@ -59,6 +61,8 @@ class Pauses(_Model):
     noise_ms: float | None
     lengths: list[Length]
     error: Errors | None
+    own: Errors | None
+    late: Errors | None
     of_pause: Errors | None
     holds: bool
 
@@ -104,9 +108,10 @@ class Machine(_Model):
 
 
 class Calibration(_Model):
-    """`gap_error` is over all probes and pauses (not of length zero): the instrument's own error. `promised`
-    bounds the size of its median for each probe; `holds` says that, and that every count was exact and every
-    condition within what is allowed."""
+    """Over all probes and pauses (not of length zero): `gap_error_ms` is the instrument's own error, against
+    the wire; `gap_bound_ms` its bound by the guest's word alone. `promised` bounds the size of the median of
+    each probe's own error (of its `error`, where its frames cannot be told); `holds` says that, and that
+    every count was exact and every condition within what is allowed."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -115,6 +120,7 @@ class Calibration(_Model):
     repeats: int
     seed: int
     gap_error_ms: Errors | None
+    gap_bound_ms: Errors | None
     promised_gap_error_ms: float = GAP_ERROR_MS
     pauses: list[Pauses]
     counts: list[Count]

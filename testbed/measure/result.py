@@ -66,6 +66,43 @@ class Network(_Model):
     switch_relearned_ms: float | None
 
 
+class Span(_Model):
+    """A predicted figure: `likely`, from `low` to `high`."""
+
+    low: float
+    likely: float
+    high: float
+
+
+class Errors(_Model):
+    """How far each likely figure was off, as a share of what was measured: 0.1 is a tenth too much. None
+    where the migration had no such figure. `rounds` is a difference of counts."""
+
+    rounds: int | None
+    transferred_bytes: float | None
+    total_ms: float | None
+    blackout_ms: float | None
+
+
+class Predicted(_Model):
+    """What was predicted before anything moved (testbed.migration.prediction). `basis` is where the guest's
+    dirty behaviour is known from: `sampled` from it while it ran, or only from the load that `options` ask
+    for, and `why` says why no more was known. `dirty_pages` is the curve: [interval in ms, distinct pages
+    written within it]. `converges` is None where there is no pre-copy that could. `error` compares with what
+    was measured; None where the migration did not complete."""
+
+    basis: Literal["sampled", "options"]
+    why: str | None
+    rounds: Span
+    transferred_bytes: Span
+    total_ms: Span
+    blackout_ms: Span
+    converges: bool | None
+    sentence: str
+    dirty_pages: list[tuple[float, float]]
+    error: Errors | None
+
+
 class TableChange(_Model):
     """What a node believed anew during a migration. In a `neighbour` table (a client's) `key` is the guest's
     IP address and `now` the MAC address at which it is believed to be; in a `forwarding` table (a bridge's)
@@ -104,6 +141,7 @@ class Migration(_Model):
     gap_ms: Gap
     phases_ms: dict[str, float]
     tables: list[TableChange] = []
+    predicted: Predicted | None = None
     vm: str = "vm1"
     mode: str = "live"
     begun_ms: float = 0.0
@@ -111,12 +149,13 @@ class Migration(_Model):
 
 
 class Rate(_Model):
-    """What a bulk transfer reached: the medians over milliseconds before, during and after the migrations, in
-    Mbit/s. None where there was no such time."""
+    """What a bulk transfer reached before, during and after the migrations (bytes by time), and its median
+    over milliseconds; in Mbit/s. None where there was no such time."""
 
     before: float | None
     during: float | None
     after: float | None
+    median: float | None
 
 
 class Connection(_Model):
@@ -236,9 +275,10 @@ class Guest(_Model):
 
 class Instrument(_Model):
     """The instrument's own error, from the last calibration of this machine and this version
-    (``testbed calibrate``): a client's longest wait less what it should say, over pauses of known length.
-    `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude. `holds`: everything in
-    it was within what is promised."""
+    (``testbed calibrate``): over pauses of known length, a client's longest wait less the same wait as its
+    network card saw it. `gap_error_ms` is the median with its sign, `gap_error_p95_ms` of the magnitude.
+    `gap_bound_ms` is the median against the guest's word alone, its first steps and the way back included.
+    `holds`: everything in it was within what is promised."""
 
     calibrated_at: str
     host: str
@@ -247,6 +287,7 @@ class Instrument(_Model):
     version: str
     gap_error_ms: float
     gap_error_p95_ms: float
+    gap_bound_ms: float
     holds: bool
 
 

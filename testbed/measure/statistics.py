@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ DRAWS = 10_000
 RARE = (1 - LEVEL) / 2
 """From here down a whole parting by chance is rare enough for the quantiles of the draws to hold."""
 
+Sides = tuple[Sequence[float], Sequence[float]]
 Medians = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -52,6 +53,17 @@ def interval_of_difference(first: Sequence[float], second: Sequence[float], seed
     return _interval(first, second, seed, np.subtract)
 
 
+def interval_of_effect(strata: Sequence[Sides], seed: int) -> Interval | None:
+    """For by how much the medians of the second sides exceed those of the first, on average over strata in
+    each of which nothing else differs; None if a side has one run."""
+    if not strata or min(len(side) for one in strata for side in one) < 2:
+        return None
+    drawn = np.random.default_rng(seed)
+    exceeding = [_medians(second, drawn) - _medians(first, drawn) for first, second in strata]
+    dealings = prod(comb(len(first) + len(second), len(first)) for first, second in strata)
+    return _of_draws(np.mean(exceeding, axis=0), 2 / dealings)
+
+
 def _interval(
     first: Sequence[float], second: Sequence[float], seed: int, compare: Callable[[Medians, Medians], Medians]
 ) -> Interval | None:
@@ -59,7 +71,12 @@ def _interval(
         return None
     drawn = np.random.default_rng(seed)
     compared = compare(_medians(first, drawn), _medians(second, drawn))
-    apart_by_chance = 2 / comb(len(first) + len(second), len(first))
+    return _of_draws(compared, 2 / comb(len(first) + len(second), len(first)))
+
+
+def _of_draws(compared: Medians, apart_by_chance: float) -> Interval:
+    """What the draws agree upon; the whole of their range where sides part by chance too often for
+    quantiles."""
     tail = 0.0 if apart_by_chance > RARE else (1 - LEVEL) / 2
     low, high = np.quantile(compared, [tail, 1 - tail])
     return Interval(float(low), float(high), min(LEVEL, 1 - apart_by_chance))

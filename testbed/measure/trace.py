@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 READ_BYTES = 1 << 18
+OFFER_BYTES = 16 << 10
+BEAT = "beat"
+"""The event that only whoever watches needs: a recorder gives it on and does not keep it."""
 
 
 class Trace:
@@ -73,6 +76,25 @@ class Trace:
         lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in pending]
         self._socket.sendall("".join(lines).encode())
 
+    def offer(self) -> bool:
+        """Send what has gathered if the recorder's buffer takes it now; whether it did. Never waits.
+
+        What comes to some kilobytes goes as one piece or not at all, for the kernel's buffers are larger than
+        that; more than that is left to :meth:`flush`.
+        """
+        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in self.pending]
+        data = "".join(lines).encode()
+        if self._socket is None or len(data) > OFFER_BYTES:
+            return False
+        try:
+            sent = self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        self.pending.clear()
+        if sent < len(data):
+            self._socket.sendall(data[sent:])
+        return True
+
     def close(self) -> None:
         self.flush()
         if self._socket is not None:
@@ -97,7 +119,8 @@ class Recorder:
         return self._epoll.fileno()
 
     def receive(self) -> list[dict[str, Any]]:
-        """Take in what has arrived, without waiting; returns the new events."""
+        """Take in what has arrived, without waiting; returns the new events. Beats are not kept: the samples
+        of a client say all that they say, and more."""
         new: list[dict[str, Any]] = []
         while found := self._epoll.poll(0):
             for fd, _ in found:
@@ -105,7 +128,7 @@ class Recorder:
                     self._accept()
                 else:
                     new += self._read(fd)
-        self.events.extend(new)
+        self.events.extend(event for event in new if event["event"] != BEAT)
         return new
 
     def _accept(self) -> None:

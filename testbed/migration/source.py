@@ -40,6 +40,8 @@ from testbed.migration.strategy import (
 
 M = TypeVar("M", bound=wire.Message)
 
+_TELL_NS = 250_000_000
+"""How often a round that takes long says how far it is: an event costs 50 us."""
 LOST_PEER_DEADLINE_S = 0.5
 """How long a peer that was silent already is waited for once more, with the guest stopped."""
 
@@ -247,6 +249,7 @@ class Source:
     def _provision(self) -> None:
         ram = self._vm.ram
         self._send(wire.Offer(ram.size, self._vm.describe()))
+        self._trace.flush()  # the target is busy for a while
         ram.map_in(ram.touched())  # while the target is busy: the first round is not to fault on each page
         self._receive(wire.Provisioned)
 
@@ -259,6 +262,8 @@ class Source:
             self._channel.limit_rate(self._plan.rate_limit)
             self._verdict = self._rounds_until_decided()
             self._channel.limit_rate(None)
+        self._trace.event("switching-over")
+        self._trace.flush()  # now, while the guest runs: whoever draws on this machine is to keep still
         self._send(wire.Prepare(self._vm.foresee_devices()))
         self._receive(wire.Prepared)
 
@@ -355,9 +360,14 @@ class Source:
             ram = self._copy(data)
             self._digests.update(ram, data)
             self._digests.update(ram, zeros)
+        told_ns = self._sending_ns
         for message in wire.page_messages(_runs(data), lambda: self._message_pages):
             self._heed_cancellation()
             begin_ns = self._clock()
+            if begin_ns - told_ns >= _TELL_NS:
+                told_ns = begin_ns
+                self._trace.event("sending", number=number, bytes=sent, of_bytes=len(data) * wire.PAGE)
+                self._trace.flush()
             sent += self._channel.send_pages(message, ram)
             self._message_pages = message_pages(self._message_pages, self._clock() - begin_ns)
         sent += self._channel.send(wire.RoundEnd(number, len(pages)))

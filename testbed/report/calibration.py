@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from testbed.measure.calibration import Calibration, Condition, Count, Errors, Pauses
+from testbed.measure.calibration import Calibration, Condition, Count, Errors, Length, Pauses
 from testbed.scenario.units import format_ms
 
 
@@ -71,7 +71,7 @@ def show_calibration(console: Console, calibration: Calibration, folder: str, ke
 
 def verdict(calibration: Calibration) -> str:
     """What came out, in a sentence or two."""
-    gap = calibration.gap_error_ms
+    gap, bound = calibration.gap_error_ms, calibration.gap_bound_ms
     limit = format_ms(calibration.promised_gap_error_ms)
     wide = [one.name for one in calibration.pauses if not one.holds]
     tried: list[Count | Condition] = [*calibration.counts, *calibration.conditions]
@@ -79,6 +79,8 @@ def verdict(calibration: Calibration) -> str:
     told = []
     if gap is not None:
         told.append(f"the gap's error is {_signed(gap.median)} ms at the median, {gap.p95:.2f} ms at p95")
+    if bound is not None:
+        told.append(f"with the guest's first steps and the network {_signed(bound.median)} ms")
     if wide:
         told.append(f"over the promised {limit} at the median: {', '.join(wide)}")
     if wrong:
@@ -86,28 +88,44 @@ def verdict(calibration: Calibration) -> str:
     return ("✓ " if calibration.holds else "✗ ") + "; ".join(told or ["all as it was done"])
 
 
+VIEWS: tuple[tuple[str, Callable[[Pauses], Errors | None], Callable[[Length], Errors | None]], ...] = (
+    ("against the wire: what the probe itself adds", lambda one: one.own, lambda one: one.own),
+    (
+        "against the guest's word: its first steps and the way back too",
+        lambda one: one.error,
+        lambda one: one.error,
+    ),
+    (
+        "against the pause: what falls between two requests is missed",
+        lambda one: one.of_pause,
+        lambda one: one.of_pause,
+    ),
+)
+
+
 def _show_pauses(console: Console, calibration: Calibration) -> None:
-    limit = format_ms(calibration.promised_gap_error_ms)
-    _print(console, "\nlongest wait less what it should say, in ms (median of each length of pause)")
-    console.print(_indented(_pauses(calibration.pauses, lambda one: one.error, by_definition=True)))
-    _print(console, f"  promised: at the median less than {limit}", "dim")
-    _print(console, "\nlongest wait less the pause itself, in ms: what falls between two requests is missed")
-    console.print(_indented(_pauses(calibration.pauses, lambda one: one.of_pause, by_definition=False)))
+    _print(console, "\nlongest waits in pauses of known length: error in ms, median of each length")
+    for heading, of_all, of_length in VIEWS:
+        _print(console, f"\n{heading}", "dim")
+        console.print(_indented(_pauses(calibration.pauses, of_all, of_length)))
 
 
-def _pauses(pauses: list[Pauses], of_all: Callable[[Pauses], Errors | None], *, by_definition: bool) -> Table:
+def _pauses(
+    pauses: list[Pauses],
+    of_all: Callable[[Pauses], Errors | None],
+    of_length: Callable[[Length], Errors | None],
+) -> Table:
     lengths = sorted({length.asked_ms for one in pauses for length in one.lengths})
     table = _table("probe", *(f"{length:g}" for length in lengths), "median", "p95", "max")
     for one in pauses:
-        by_length = {length.asked_ms: length for length in one.lengths}
-        cells = []
-        for asked_ms in lengths:
-            length = by_length.get(asked_ms)
-            errors = None if length is None else length.error if by_definition else length.of_pause
-            cells.append("-" if errors is None else _signed(errors.median))
-        style = "bold red" if by_definition and not one.holds else "bold"
-        table.add_row(one.name, *cells, *_summary(of_all(one), style))
+        found = {length.asked_ms: of_length(length) for length in one.lengths}
+        cells = [_cell(found.get(length)) for length in lengths]
+        table.add_row(one.name, *cells, *_summary(of_all(one), "bold" if one.holds else "bold red"))
     return table
+
+
+def _cell(errors: Errors | None) -> str:
+    return "-" if errors is None else _signed(errors.median)
 
 
 def _summary(total: Errors | None, style: str) -> list[Text]:

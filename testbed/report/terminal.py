@@ -5,13 +5,14 @@ Everything goes to the console that is given, which is standard error where stan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from testbed.measure.result import Connection, Instrument, Result
+from testbed.measure.result import Connection, Instrument, Predicted, Result, Span
 from testbed.scenario.units import format_ms, format_rate, format_size
 
 PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
@@ -100,40 +101,86 @@ def lun_line(event: dict[str, Any]) -> str:
 
 def round_line(event: dict[str, Any]) -> str:
     """One pre-copy round as a line that fits eighty columns."""
-    rate = event["bytes"] * 8e9 / max(event["duration_ns"], 1)
-    columns = (
-        f"round {event['number']:<2}",
-        f"{event['pages']:>7} pages",
-        f"{format_size(event['bytes']):>9}",
-        f"{format_ms(event['duration_ns'] / 1e6):>7}",
-        f"{format_rate(rate):>11}",
-        f"{event['dirty_pages']:>6} dirtied",
+    names = ("number", "pages", "bytes", "duration_ns", "dirty_pages")
+    return "  ".join(round_columns(*(event[name] for name in names)))
+
+
+def round_columns(number: int, pages: int, size: int, duration_ns: int, dirty_pages: int) -> tuple[str, ...]:
+    """What is told of a round, each at its width."""
+    return (
+        f"round {number:<2}",
+        f"{pages:>7} pages",
+        f"{format_size(size):>9}",
+        f"{format_ms(duration_ns / 1e6):>7}",
+        f"{format_rate(size * 8e9 / max(duration_ns, 1)):>11}",
+        f"{dirty_pages:>6} dirtied",
     )
-    return "  ".join(columns)
+
+
+def foretold_line(foretold: Predicted) -> str:
+    """What was predicted, each figure with its span where it has one."""
+    rounds, size = foretold.rounds, foretold.transferred_bytes
+    told = [
+        _spanned(size, lambda value: format_size(round(value))),
+        f"total {_spanned(foretold.total_ms, format_ms)}",
+        f"blackout {_spanned(foretold.blackout_ms, format_ms)}",
+    ]
+    if foretold.converges is not None:
+        told.insert(0, f"{_spanned(rounds, lambda value: f'{value:.0f}')} rounds")
+    return ", ".join(told) + ("" if foretold.basis == "sampled" else " (from the options only)")
+
+
+def _spanned(span: Span, show: Callable[[float], str]) -> str:
+    likely, low, high = show(span.likely), show(span.low), show(span.high)
+    return likely if low == high else f"{likely} ({low} to {high})"
 
 
 def show_summary(console: Console, result: Result, folder: str | None) -> None:
     """The whole result, for a person."""
-    last = result.migrations[-1] if result.migrations else None
+    last = result.migrations[-1] if len({one.vm for one in result.migrations}) == 1 else None
     held = result.outcome == "completed" and all(check.passed for check in result.checks)
     style = "bold green" if held else "bold red"
     route = f"{last.source} → {last.target}" if last else ""
     count = f" x {len(result.migrations)}" if len(result.migrations) > 1 else ""
     console.print()
-    console.print(Text(f"{result.mode} migration {route}{count}: {result.outcome}", style=style))
+    what = f"{result.mode} migration {route}{count}" if last else f"{len(result.migrations)} migrations"
+    console.print(Text(f"{what}: {result.outcome}", style=style))
     if last and last.reason:
         console.print(Text(f"  {last.reason}", style="yellow"))
+    if last is None:
+        _show_migrations(console, result)
     if result.blackout_ms is not None:
         _show_blackout(console, result)
     _show_clients(console, result)
     _show_counts(console, result)
-    passed = [check.name for check in result.checks if check.passed]
+    _show_links_and_programs(console, result)
+    passed = [check.name for check in result.checks if check.passed and not check.waived]
     console.print(Text("  ✓ ", style="green").append(", ".join(passed), style="default"))
     for check in result.checks:
-        if not check.passed:
+        if check.waived:
+            console.print(Text(f"  ~ {check.name}: {check.detail}", style="yellow"))
+        elif not check.passed:
             console.print(Text(f"  ✗ {check.name}: {check.detail}", style="red"))
     if folder:
         console.print(Text(f"\n  {folder}/result.json", style="dim"))
+
+
+def _show_migrations(console: Console, result: Result) -> None:
+    """A line for each, where several guests moved."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in ("  guest", "from", "to", "began", "took", "blackout", "longest wait", ""):
+        table.add_column(
+            name, justify="left" if name in ("  guest", "from", "to", "") else "right", no_wrap=True
+        )
+    for one in result.migrations:
+        blackout = "-" if one.blackout_ms is None else format_ms(one.blackout_ms)
+        wait = "-" if one.gap_ms.max is None else format_ms(one.gap_ms.max)
+        began, took = f"+{format_ms(one.begun_ms)}", format_ms(one.total_ms)
+        outcome = "" if one.outcome == "completed" else one.outcome
+        table.add_row(f"  {one.vm}", one.source, one.target, began, took, blackout, wait, outcome)
+    if result.migrations:
+        console.print()
+        console.print(table)
 
 
 def _show_blackout(console: Console, result: Result) -> None:
@@ -197,6 +244,7 @@ def _show_counts(console: Console, result: Result) -> None:
         f"dropped {network.frames_dropped}",
         f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
         f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire",
+        *(f"foretold: {foretold_line(one.predicted)}" for one in result.migrations[-1:] if one.predicted),
     ]
     if any(one.probe == "ledger" for one in clients.each):
         lines.insert(
@@ -219,6 +267,22 @@ def _instrument_line(instrument: Instrument | None) -> str:
         f"the instrument's own error: {instrument.gap_error_ms:+.2f} ms at the median, "
         f"{instrument.gap_error_p95_ms:.2f} ms at p95{beyond}"
     )
+
+
+def _show_links_and_programs(console: Console, result: Result) -> None:
+    """What was measured of links under conditions, and how ordinary programs ended."""
+    for link in result.links:
+        measured = (
+            "not measured" if link.round_trip_ms is None else f"measured {format_ms(link.round_trip_ms)}"
+        )
+        asked = f"round trip asked {format_ms(link.asked_round_trip_ms)}, {measured}"
+        console.print(Text(f"  link {link.name} ({link.backend}): {asked}"))
+    for one in result.programs:
+        ended = f"exit status {one.exit_status}" if one.signal is None else f"ended by {one.signal}"
+        by = "" if one.ended_by == "itself" else f" ({one.ended_by})"
+        console.print(Text(f"  program {one.name}: {ended}{by}, {one.output_file}"))
+    if result.links or result.programs:
+        console.print()
 
 
 def _by_probe(rows: list[Connection]) -> dict[tuple[str, str], list[Connection]]:

@@ -4,12 +4,11 @@ the lab cannot do. Pure.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from testbed.clients import spec
-from testbed.faults.kinds import Fault
+from testbed.faults.kinds import Fault, Kind
 from testbed.scenario.parts import client_addresses
 from testbed.scenario.steps import Step
 
@@ -52,10 +51,10 @@ def _twice(named: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
 def _addresses_twice(scenario: Scenario) -> Iterator[str]:
     seen: dict[str, str] = {}
     for number, client in enumerate(scenario.clients, 1):
-        seen |= {str(ipaddress.ip_address(address)): client.name for address in client_addresses(number)}
+        seen |= dict.fromkeys(client_addresses(number), client.name)
     for vm in scenario.vms:
-        addresses = [str(ipaddress.ip_address(address)) for address in (vm.ipv4, vm.ipv6)]
-        for name, address in zip(("ipv4", "ipv6", "mac_address"), (*addresses, vm.mac_address), strict=True):
+        for name in ("ipv4", "ipv6", "mac_address"):
+            address = getattr(vm, name)
             if address in seen:
                 yield f"vm[{vm.name}].{name}: {address} is {seen[address]}'s already"
             seen[address] = vm.name
@@ -82,8 +81,10 @@ def _places(scenario: Scenario) -> Iterator[str]:
 
 def _probe_problems(scenario: Scenario) -> Iterator[str]:
     for client in scenario.clients:
-        if not client.probes and not client.programs:
-            yield f"client[{client.name}]: does nothing; give it a probe or a program"
+        if not client.probes and not client.programs and not client.idle:
+            yield f"client[{client.name}]: does nothing; give it a probe or a program, or say idle = true"
+        if client.idle and (client.probes or client.programs):
+            yield f"client[{client.name}].idle: it has a probe or a program, so it is not"
         for number, probe in enumerate(client.probes, 1):
             guest, programs = scenario.asked(probe).guest_program, spec.programs_for(probe.kind)
             if probe.program is None and guest in spec.PROGRAM_PORTS and programs and guest not in programs:
@@ -140,5 +141,9 @@ def _step_problems(scenario: Scenario, step: Step) -> Iterator[str]:
         yield f"link: there is no link {step.link!r}; there are: {', '.join(scenario.link_names)}"
     if step.on is not None and step.on not in scenario.nodes:
         yield f"on: there is no node {step.on!r}; there are: {', '.join(scenario.nodes)}"
-    if step.fault is not None and Fault.parse(step.fault).kind.needs_storage and not scenario.has_storage:
-        yield f"fault: {step.fault} needs shared storage: give the guest a disk"
+    if step.fault is not None:
+        kind = Fault.parse(step.fault).kind
+        if kind.needs_storage and not scenario.has_storage:
+            yield f"fault: {step.fault} needs shared storage: give the guest a disk"
+        if kind in (Kind.LINK_BLACK_HOLE, Kind.LINK_SLOW) and not scenario.own_wire:
+            yield f'fault: {step.fault} is of a wire of the migrations\' own: network.migration = "own"'

@@ -22,7 +22,10 @@ def scenario_of(options: Options, name: str = "migrate") -> Scenario:
         "network": {},
         "storage": {"server": options.storage_server} if options.has_storage else {},
         "vm": [_vm(options)],
-        "client": [{"name": client, "probe": probes} for client, probes in client_probes(options).items()],
+        "client": [
+            {"name": client} | ({"probe": probes} if probes else {"idle": True})
+            for client, probes in client_probes(options).items()
+        ],
         "migration": {
             "mode": options.mode,
             "downtime_limit": write_duration(options.downtime_limit_ns),
@@ -88,6 +91,8 @@ def client_probes(options: Options) -> dict[str, list[Words]]:
 def _main_probe(options: Options, connections: int) -> Words:
     if options.program == "ramp":
         return {"kind": "ramp", "connections": connections}
+    if options.program == "bulk":
+        return {"kind": "download", "connections": connections}
     kind = "ledger" if options.program == "kv-durable" else "closed-loop"
     interval = f"{options.interval_ns // 1000}us"
     return {"kind": kind, "connections": connections, "interval": interval}

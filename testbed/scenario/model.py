@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from testbed.clients import spec
 from testbed.scenario.fitting import problems
@@ -48,12 +48,21 @@ class Manner:
         return Policy(self.downtime_limit_ns, self.max_rounds, self.on_stall)
 
 
+def _of_a_folder(name: str) -> str:
+    """It goes into the name of the run's folder."""
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name) > 100:
+        raise ValueError(
+            f"{name!r} cannot be part of a folder's name: at most 100 characters, no slash, no dot first"
+        )
+    return name
+
+
 class Scenario(Part):
     """What a scenario file says. `shows` and `expect` are for people: what it is for, and what one should
     see. The clients are watched for `baseline` before the first step and for `aftermath` after the last.
     `waive` names standard checks that it means to fail."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)] = "scenario"
+    name: Annotated[str, AfterValidator(_of_a_folder)] = "scenario"
     shows: str = ""
     expect: str = ""
     seed: Whole = 1

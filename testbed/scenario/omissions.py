@@ -68,11 +68,11 @@ def _disk(quick: bool) -> Callable[[_Part], _Part]:
 def _probe_of(vms: Any) -> Callable[[_Part], _Part]:
     """A client that is told nothing asks the first guest, in the way of its program."""
     first = _first(vms)
-    kinds = {"ramp": "ramp", "kv-durable": "ledger"}
+    kinds = {"ramp": "ramp", "kv-durable": "ledger", "bulk": "download"}
     kind = "ledger" if first.get("durable") else kinds.get(str(first.get("program")), "closed-loop")
 
     def probe(client: Mapping[str, Any]) -> dict[str, Any]:
-        named = {"probe", "probes", "program", "programs"} & client.keys()
+        named = {"probe", "probes", "program", "programs", "idle"} & client.keys()
         return {} if named else {"probe": [{"kind": kind}]}
 
     return probe

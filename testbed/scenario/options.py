@@ -29,7 +29,7 @@ SECTOR = 512
 SMALLEST_DURABLE_BYTES = 4 << 20
 MIN_RAM_BYTES = 8 << 20
 LOWEST_RATE, HIGHEST_RATE = 100_000, 34 * 10**9  # bit/s; a token bucket's rate is 32 bits of bytes
-PROGRAMS = ("echo", "kv", "kv-durable", "http", "ramp")
+PROGRAMS = ("echo", "kv", "kv-durable", "http", "ramp", "bulk")
 
 
 class OptionError(ValueError):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from netns import conditions as netns
 from netns.conditions import ConditionsError
@@ -41,7 +41,20 @@ _WRITTEN_CONDITIONS = {
     "reordering": "reorder",
     "queue_frames": "queue",
 }
+_SHORTEST_AGEING_NS = 10_000_000
 CLIENT_NETWORKS = {4: "10.7.0.0/24", 6: "fd07::/64"}
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _shortest(value: Any) -> Any:
+    """An address as the kernel writes it; what is none is left to the check that says so."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return value
 
 
 class Network(Part):
@@ -66,6 +79,8 @@ class Network(Part):
                 "bandwidth: is that of a wire of its own; a shared network has the hosts' links: "
                 "[[link]] name = a host, rate = ..."
             )
+        if self.switch_ageing_ns is not None and self.switch_ageing_ns < _SHORTEST_AGEING_NS:
+            raise ValueError("switch_ageing: at least 10ms")
         if not self.relearn and self.switch_ageing_ns is None:
             raise ValueError("relearn: without it the switch must age: give switch_ageing too")
         return self
@@ -91,12 +106,14 @@ class Program(Part):
 
 
 class Client(Part):
-    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge."""
+    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge. An
+    `idle` one asks nothing: it is there for whoever uses the lab."""
 
     name: Name
     on: str = "switch"
     probes: tuple[Probe, ...] = key("probe", ())
     programs: tuple[Program, ...] = key("program", ())
+    idle: YesNo = False
 
 
 class Load(Part):
@@ -124,9 +141,9 @@ class Vm(Part):
     disk_bytes: Size = key("disk", 0)
     durable: YesNo = False
     mac: MacPolicy = "keep"
-    mac_address: str
-    ipv4: str
-    ipv6: str
+    mac_address: Annotated[str, BeforeValidator(_lower)]
+    ipv4: Annotated[str, BeforeValidator(_shortest)]
+    ipv6: Annotated[str, BeforeValidator(_shortest)]
     announce: Announce = "garp-request"
     hold: YesNo = True
     tracker: Tracker = "auto"

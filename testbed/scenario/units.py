@@ -91,3 +91,8 @@ def _write(value: int, units: Mapping[str, int]) -> str:
         if value and value % factor == 0:
             return f"{value // factor}{unit}"
     return f"0{list(units)[-1]}"
+
+
+def format_duration_left(seconds: float) -> str:
+    """For people who wait: whole seconds, from two minutes on whole minutes."""
+    return f"{round(seconds / 60)} min" if seconds >= 120 else f"{round(seconds)} s"

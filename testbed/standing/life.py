@@ -32,6 +32,7 @@ from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import Lab, Readable
 from testbed.measure.result import Clients, LinkFigures, Result
+from testbed.measure.trace import BEAT
 from testbed.scenario.files import ScenarioError, read
 from testbed.scenario.steps import Step
 from testbed.standing.journal import Journal
@@ -142,6 +143,8 @@ class Life:
         self.lab.recorder.events.clear()  # they are in the journal
 
     def _event(self, event: dict[str, Any]) -> None:
+        if event["event"] == BEAT:
+            return  # of use at the moment only
         self.journal.write([event])
         self.on_event()
 
@@ -164,6 +167,14 @@ class Life:
         waits are those since `begin_ns` (CLOCK_MONOTONIC)."""
         summaries = self._summaries([(begin_ns, time.monotonic_ns())], None)
         return self._clients(summaries), self._new_span(summaries)
+
+    def _beat(self, every_ms: int) -> None:
+        """Have the clients tell of their waits from now on, or (0) no more."""
+        for name, client in list(self.lab.clients.items()):
+            try:
+                client.beat(every_ms)
+            except (ClientFailed, ClientGone) as error:
+                self._lose(name, error)
 
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
@@ -211,9 +222,12 @@ class Life:
 
     # ---- migrations
 
-    def migrate(self, said: Mapping[str, Any], witness: Witness) -> tuple[Result, Path]:
-        """Do a step that migrates; what came of it, and its folder. Refused where that cannot be asked, or
-        where it failed so that there is nothing to judge."""
+    def migrate(
+        self, said: Mapping[str, Any], witness: Witness, beat_ms: int = 0
+    ) -> tuple[Result, Path]:
+        """Do a step that migrates; what came of it, and its folder. With `beat_ms` the witness is told of the
+        clients' waits as often. Refused where that cannot be asked, or where it failed so that there is
+        nothing to judge."""
         step = self.step({"migrate": list(self.lab.vms)[:1]} | dict(said))
         assert step.migrate is not None
         for name in step.migrate:
@@ -223,10 +237,13 @@ class Life:
         folder = self.folder / f"migration-{len(self.results) + 1}"
         folder.mkdir()
         try:
+            self._beat(beat_ms)
             result = self._migrate(step, folder, witness)
         except (CommandFailed, ControlError, OSError) as error:
             raise Refused(f"the migration failed: {error}", FAILED) from error
         finally:
+            if beat_ms:
+                self._beat(0)
             self.busy = None
             with suppress(OSError):  # there is something in it
                 folder.rmdir()
@@ -247,6 +264,7 @@ class Life:
             stats={name: running_stats(guest) for name, guest in self.lab.vms.items()},
             owners=self.owners,
             programs=[],
+            links=self.figures(None),
             events=self.journal.since(self._span_position),
             surroundings=self._surroundings(course),
             before=self._before,
@@ -256,7 +274,6 @@ class Life:
             update={"name": f"{self.scenario.name}-{len(self.results) + 1}", "steps": (step,), "checks": ()}
         )
         result = run.result_of(asked, started_at, found, self._options)
-        result = result.model_copy(update={"links": self.figures(None)})
         self._new_span(summaries)
         for guest in result.guests:
             self._faults_before[guest.vm] = self._faults_before.get(guest.vm, 0) + len(guest.faults)

@@ -5,7 +5,9 @@ and what it needs. Any number of *progress* messages may come, then exactly one 
 
     request    {"do": "ps", "processes": bool}    who and what is there
                {"do": "node", "node"}             the network namespace of a node, where it is now
-               {"do": "migrate", "step"}          a step of a scenario; without its verb: the first guest
+               {"do": "migrate", "step", "beat_ms"}
+                                                  a step of a scenario; without its verb: the first guest;
+                                                  with `beat_ms` clients tell of their waits as often
                {"do": "link", "step"}             a step that sets or resets the conditions of a link
                {"do": "figures", "link"}          what was asked of a link and what came of it (null: of all)
                {"do": "capture", "link", "file", "snap_bytes", "limit_bytes"}

@@ -235,6 +235,10 @@ class Server:
         """Guests and clients; the processes only if they are asked for, which takes a while."""
         life = self._life
         told: Message = {
+            "title": life.scenario.name,
+            "hosts": list(life.scenario.hosts),
+            "ram": {vm.name: vm.ram_bytes for vm in life.scenario.vms},
+            "asking": [client.name for client in life.scenario.clients],
             "programs": {vm.name: vm.guest_program for vm in life.scenario.vms},
             "started_at": life.started_at,
             "folder": str(life.folder),
@@ -303,7 +307,10 @@ class Server:
 
     def _migrate(self, caller: Caller, message: Message) -> None:
         try:
-            result, folder = self._life.migrate(_step_in(message), _Teller(caller))
+            beat_ms = message.get("beat_ms", 0)
+            if not isinstance(beat_ms, int) or beat_ms < 0:
+                raise Refused(f"beat_ms: {beat_ms!r} is no number of milliseconds", _WRONG_REQUEST)
+            result, folder = self._life.migrate(_step_in(message), _Teller(caller), beat_ms)
         except Refused as refused:
             caller.say(_error(str(refused), refused.status))
         else:

@@ -24,7 +24,7 @@ from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
 from testbed.measure.result import Result
 from testbed.migration import wire
-from tests.system.labs import PRELOAD, REPOSITORY, SMALL, Witness
+from tests.system.labs import PRELOAD, REPOSITORY, SMALL, Witness, lab_of, move
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -36,18 +36,18 @@ SLOW = replace(SMALL, max_bandwidth_bits_per_s=300_000_000)
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(SLOW, tmp_path, peer_deadline_s=3.0) as standing:
-        standing.boot([])
+    with lab_of(SLOW, tmp_path, peer_deadline_s=3.0) as standing:
+        standing.boot()
         standing.start_clients()
         yield standing
 
 
 def assert_guest_unharmed(lab: Lab) -> None:
     """The guest runs at the first host, and its clients have lost nothing."""
-    assert lab.owner == "host-a"
-    before = lab.guest_stats()
+    assert lab.vm.owner == "host-a"
+    before = lab.vm.stats()
     lab.watch(0.3, lambda event: None)
-    after = lab.guest_stats()
+    after = lab.vm.stats()
     assert before is not None
     assert after is not None
     assert after["guest"]["state"] == "running"
@@ -70,8 +70,8 @@ def on_first_round(lab: Lab, act: Callable[[], None]) -> Callable[[dict[str, Any
 
 
 def test_the_target_agent_dies_during_precopy(lab: Lab) -> None:
-    target = lab.agents["host-b"]
-    source_answer, target_answer = lab.migrate(on_first_round(lab, target.process.kill), DEADLINE_S, [])
+    target = lab.vm.agents["host-b"]
+    source_answer, target_answer = move(lab, on_first_round(lab, target.process.kill))
     assert source_answer["kind"] == "PeerLost"
     assert "error" in target_answer
     assert_guest_unharmed(lab)
@@ -79,9 +79,9 @@ def test_the_target_agent_dies_during_precopy(lab: Lab) -> None:
 
 def test_the_migration_is_cancelled_during_precopy(lab: Lab) -> None:
     def cancel() -> None:
-        lab.agents["host-a"].line.send({"do": "cancel"})
+        lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    source_answer, target_answer = lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
+    source_answer, target_answer = move(lab, on_first_round(lab, cancel))
     assert source_answer["kind"] == "Cancelled"
     assert target_answer["kind"] == "PeerRefused"
     assert_guest_unharmed(lab)
@@ -90,12 +90,12 @@ def test_the_migration_is_cancelled_during_precopy(lab: Lab) -> None:
 @pytest.mark.slow
 def test_a_cancel_on_a_slow_wire_does_not_wait_for_the_round(tmp_path: Path) -> None:
     """Which would take minutes."""
-    with Lab(replace(SMALL, fill=0.9, bandwidth_bits_per_s=1_000_000), tmp_path) as lab:
-        lab.boot([])
+    with lab_of(replace(SMALL, fill=0.9, bandwidth_bits_per_s=1_000_000), tmp_path) as lab:
+        lab.boot()
         lab.start_clients()
-        cancelling = threading.Timer(1.0, lab.agents["host-a"].line.send, [{"do": "cancel"}])
+        cancelling = threading.Timer(1.0, lab.vm.agents["host-a"].line.send, [{"do": "cancel"}])
         cancelling.start()
-        source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+        source_answer, target_answer = move(lab)
         assert source_answer["kind"] == "Cancelled"
         assert target_answer["kind"] == "PeerRefused"
         assert_guest_unharmed(lab)
@@ -103,35 +103,35 @@ def test_a_cancel_on_a_slow_wire_does_not_wait_for_the_round(tmp_path: Path) -> 
 
 def test_after_a_rollback_the_next_migration_is_clean(lab: Lab) -> None:
     def cancel() -> None:
-        lab.agents["host-a"].line.send({"do": "cancel"})
+        lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
-    source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+    move(lab, on_first_round(lab, cancel))
+    source_answer, target_answer = move(lab)
     assert "error" not in source_answer | target_answer
     assert source_answer["audited"]
-    assert lab.owner == "host-b"
+    assert lab.vm.owner == "host-b"
 
 
 def test_a_rollback_before_the_pause_gives_the_guest_no_frame_again(lab: Lab) -> None:
     """Nothing was held from it: what it heard before is not said to it twice."""
 
     def cancel() -> None:
-        lab.agents["host-a"].line.send({"do": "cancel"})
+        lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
-    stats = lab.guest_stats()
+    move(lab, on_first_round(lab, cancel))
+    stats = lab.vm.stats()
     assert stats is not None
     assert stats["counts"]["frames_released"] == 0
 
 
 def test_a_rollback_tells_what_was_counted_in_it_and_nothing_of_the_migration_before(lab: Lab) -> None:
-    _, arrival = lab.migrate(lambda event: None, DEADLINE_S, [])
+    _, arrival = move(lab)
     assert arrival["counts"]["announcements_sent"] > 0
 
     def cancel() -> None:
-        lab.agents["host-b"].line.send({"do": "cancel"})
+        lab.vm.agents["host-b"].line.send({"do": "cancel"})
 
-    source_answer, target_answer = lab.migrate(on_first_round(lab, cancel), DEADLINE_S, [])
+    source_answer, target_answer = move(lab, on_first_round(lab, cancel))
     nothing = {"frames_held": 0, "frames_released": 0, "frames_dropped": 0, "announcements_sent": 0}
     assert source_answer["counts"] == target_answer["counts"] == nothing
 
@@ -143,18 +143,18 @@ def test_a_rollback_tells_what_both_hosts_held_and_announced(tmp_path: Path) -> 
         while not over.wait(0.0002):
             sender.sendto(b"held, or not", ("10.7.0.10", 9))
 
-    with Lab(replace(SMALL, program="tests.system.programs:Sneaky"), tmp_path) as lab:
+    with lab_of(replace(SMALL, program="tests.system.programs:Sneaky"), tmp_path) as lab:
         lab.boot([str(REPOSITORY)])
         lab.start_clients()
         with lab.topology.namespace("client1").socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sending = threading.Thread(target=send_all_the_time, args=(sender,))
             sending.start()
-            source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [str(REPOSITORY)])
+            source_answer, target_answer = move(lab, import_path=[str(REPOSITORY)])
             over.set()
             sending.join()
         assert "RAM" in source_answer["error"]
         lab.watch(1.0, lambda event: None)
-        stats = lab.guest_stats()
+        stats = lab.vm.stats()
     assert stats is not None
     source, target = stats["counts"], target_answer["counts"]
     assert source_answer["counts"]["frames_released"] > 0
@@ -163,19 +163,19 @@ def test_a_rollback_tells_what_both_hosts_held_and_announced(tmp_path: Path) -> 
 
 
 def test_a_client_wire_that_is_cut_does_not_end_the_agent_that_announces(lab: Lab) -> None:
-    lab.migrate(lambda event: None, DEADLINE_S, [])
+    move(lab)
     with lab.start_program("host-b", ["ip", "link", "set", planned.UPLINK, "down"]) as down:
         assert down.wait(DEADLINE_S) == 0
     lab.watch(1.0, lambda event: None)
-    stats = lab.guest_stats()
+    stats = lab.vm.stats()
     assert stats is not None
     assert stats["guest"]["state"] == "running"
 
 
 def test_a_cancel_that_comes_too_late_is_not_answered(lab: Lab) -> None:
     """The next question has its own answer."""
-    source_answer, _ = lab.migrate(lambda event: None, DEADLINE_S, [])
-    line = lab.agents["host-a"].line
+    source_answer, _ = move(lab)
+    line = lab.vm.agents["host-a"].line
     line.send({"do": "cancel"})
     assert "error" not in source_answer
     assert line.ask({"do": "stats"}, DEADLINE_S) is None
@@ -193,12 +193,12 @@ def processes_of_guest(host: str) -> list[int]:
 
 
 def kill_guest(lab: Lab) -> None:
-    for process in processes_of_guest(lab.owner):
+    for process in processes_of_guest(lab.vm.owner):
         os.kill(process, signal.SIGKILL)
 
 
 def kill_source(lab: Lab) -> None:
-    lab.agents[lab.owner].process.kill()
+    lab.vm.agents[lab.vm.owner].process.kill()
 
 
 def run_and(act: Callable[[Lab], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
@@ -216,7 +216,7 @@ def run_and(act: Callable[[Lab], None], folder: Path, monkeypatch: pytest.Monkey
                 act(labs[0])
 
     monkeypatch.setattr(run_module, "Lab", Known)
-    return run_module.run(SLOW, "test", folder, Acts())
+    return run_module.run_options(SLOW, "test", folder, Acts())
 
 
 def test_a_guest_that_dies_during_precopy_has_failed_and_was_not_rolled_back(
@@ -245,21 +245,21 @@ def test_the_migration_wire_is_cut_during_precopy(lab: Lab) -> None:
         with lab.start_program("host-b", ["ip", "link", "set", planned.MIGRATION, "down"]) as down:
             assert down.wait(DEADLINE_S) == 0
 
-    source_answer, target_answer = lab.migrate(on_first_round(lab, cut), DEADLINE_S, [])
+    source_answer, target_answer = move(lab, on_first_round(lab, cut))
     assert source_answer["kind"] == target_answer["kind"] == "PeerLost"
     assert_guest_unharmed(lab)
 
 
 def _receiving(lab: Lab) -> dict[str, Any]:
     request = {"do": "receive", "secret": secrets.token_hex(32), "port": planned.MIGRATION_PORT}
-    lab.agents["host-b"].line.ask(request, DEADLINE_S)
+    lab.vm.agents["host-b"].line.ask(request, DEADLINE_S)
     return request
 
 
 def _connect(lab: Lab) -> socket.socket:
     alien = lab.topology.namespace("host-a").socket(socket.AF_INET, socket.SOCK_STREAM)
     alien.settimeout(DEADLINE_S)
-    alien.connect((planned.MIGRATION_ADDRESS["host-b"], planned.MIGRATION_PORT))
+    alien.connect((planned.migration_address(lab.scenario, "host-b"), planned.MIGRATION_PORT))
     return alien
 
 
@@ -295,7 +295,7 @@ def test_a_peer_that_is_not_ours_is_refused_and_the_guest_unharmed(lab: Lab, sai
         alien.sendall(said)
         alien.shutdown(socket.SHUT_WR)
         with pytest.raises(CommandFailed, match=why) as refusal:
-            lab.agents["host-b"].line.answer(DEADLINE_S)
+            lab.vm.agents["host-b"].line.answer(DEADLINE_S)
     assert refusal.value.kind in ("ProtocolError", "PeerLost")
-    assert lab.agents["host-b"].line.ask({"do": "stats"}, DEADLINE_S) is None
+    assert lab.vm.agents["host-b"].line.ask({"do": "stats"}, DEADLINE_S) is None
     assert_guest_unharmed(lab)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from testbed.experiment.run import run_options
-from testbed.lab.lab import PRELOAD
+from testbed.faults.kinds import Fault
+from testbed.lab.lab import PRELOAD, Lab, OnEvent
+from testbed.lab.migrations import Move
 from testbed.measure.result import Result
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,7 +27,11 @@ SMALL = Options(
 )
 """A lab that is quick to run and still has every kind of probe, on IPv4 and IPv6."""
 
-__all__ = ["PRELOAD", "SMALL", "Witness", "migrate"]
+DEADLINE_S = 60
+
+__all__ = ["PRELOAD", "SMALL", "Answers", "Witness", "ignored", "lab_of", "migrate", "move"]
+
+Answers = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Witness:
@@ -43,6 +51,28 @@ class Witness:
 def migrate(folder: Path, witness: Witness | None = None, **options: Any) -> Result:
     """Run :data:`SMALL` with `options` changed; the result. The repository is on the guest's import path."""
     return run_options(replace(SMALL, **options), "test", folder, witness or Witness(), [str(REPOSITORY)])
+
+
+def ignored(_: dict[str, Any]) -> None:
+    """What happens meanwhile."""
+
+
+def lab_of(options: Options, folder: Path, **more: Any) -> Lab:
+    """A lab that stands, of what `options` ask for."""
+    return Lab(scenario_of(options), folder, **more)
+
+
+def move(
+    lab: Lab,
+    on_event: OnEvent = ignored,
+    *,
+    import_path: Sequence[str] = (),
+    fault: Fault | None = None,
+) -> Answers:
+    """The lab's first guest goes to the next host, as its scenario says; what source and target answer."""
+    wanted = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner(), fault)
+    (moved,) = lab.migrate([wanted], on_event, DEADLINE_S, import_path)
+    return moved.source_answer, moved.target_answer
 
 
 def failed_checks(result: Result) -> list[str]:

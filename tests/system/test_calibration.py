@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 
 from netns import universe
 from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED, WRONG_REQUEST
+from testbed.experiment import machine
 from testbed.experiment.calibration import Request, calibrate
 from testbed.experiment.stand import Stand
+from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES
 from testbed.host.control import CommandFailed
 from testbed.lab.lab import PRELOAD
 from testbed.measure import calibration as model
 from tests.conftest import require
-from tests.system.commands import Running, adopting, left_behind, run
+from tests.system.commands import SMALL, Running, adopting, left_behind, run
+from tests.unit.test_calibration import made
 
 MS = 1_000_000
 LONG_NS = 50 * MS
@@ -32,11 +36,14 @@ class Silence:
     def advance(self, done: int, of: int) -> None: ...
 
 
-def calibrated(folder: Path, *kinds: str, client: str | None = None, repeats: int = 3) -> model.Calibration:
-    request = Request(kinds=kinds, repeats=repeats, lengths_ns=(0, LONG_NS))
-    if client is not None:
-        request = Request(kinds=kinds, repeats=repeats, lengths_ns=(0, LONG_NS), client=client)
-    return calibrate(request, "test", folder, Silence())
+def calibrated(folder: Path, **request: Any) -> model.Calibration:
+    """With no trials but those that are given, and few pauses."""
+    few: dict[str, Any] = {"pauses": (), "counts": (), "conditions": (), "repeats": 3}
+    return calibrate(Request(**few | {"lengths_ns": (0, LONG_NS)} | request), "test", folder, Silence())
+
+
+def named(trials: Sequence[Any], name: str) -> tuple[Any, ...]:
+    return tuple(trial for trial in trials if trial.name == name)
 
 
 def of_long_pauses(calibration: model.Calibration, name: str) -> model.Length:
@@ -47,14 +54,19 @@ def of_long_pauses(calibration: model.Calibration, name: str) -> model.Length:
 
 @pytest.mark.universe(preload=PRELOAD)
 def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, "open-loop")
-    length = of_long_pauses(calibration, "open-loop")
+    calibration = calibrated(
+        tmp_path, pauses=named(PAUSES, "closed-loop"), counts=named(COUNTS, "closed-loop")
+    )
+    length = of_long_pauses(calibration, "closed-loop")
     assert length.true_ms >= 50
     assert length.unnoticed == 0
     assert length.error is not None
     assert length.error.count == 3
     assert length.error.low >= 0, "nothing is answered before the guest runs on"
     assert length.error.median < WIDE_MS
+    assert length.own is not None
+    assert length.own.count == 3
+    assert -WIDE_MS < length.own.median < WIDE_MS
     assert -1 <= length.of_pause.median < WIDE_MS
     assert [(one.what, one.done) for one in calibration.counts if not one.holds] == []
     assert {one.what for one in calibration.counts} == {"bytes lost", "bytes duplicated", "bytes corrupted"}
@@ -62,10 +74,19 @@ def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) 
     jsonschema.validate(written, json.loads(model.SCHEMA_FILE.read_text()))
 
 
+@pytest.mark.universe(preload=PRELOAD)
+def test_known_loss_is_counted_as_the_link_counts_it(tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, conditions=named(CONDITIONS, "icmp"))
+    require("a link that says what it lost", lambda: not calibration.left_out)
+    (lost,) = calibration.conditions
+    assert lost.true > 0
+    assert abs(lost.error) <= 10, (lost.true, lost.measured)
+
+
 @pytest.mark.slow
 @pytest.mark.universe(preload=PRELOAD)
 def test_every_probe_sees_a_long_pause_and_counts_exactly(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, repeats=2)
+    calibration = calibrated(tmp_path, pauses=PAUSES, counts=COUNTS, repeats=2)
     for pauses in calibration.pauses:
         length = of_long_pauses(calibration, pauses.name)
         assert length.unnoticed == 0, pauses.name
@@ -76,8 +97,9 @@ def test_every_probe_sees_a_long_pause_and_counts_exactly(tmp_path: Path) -> Non
 
 @pytest.mark.universe(preload=(*PRELOAD, "tests.system.wrong_clients"))
 def test_a_probe_whose_clock_is_ahead_is_found(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, "open-loop", client="tests.system.wrong_clients:ahead")
-    length = of_long_pauses(calibration, "open-loop")
+    ahead = "tests.system.wrong_clients:ahead"
+    calibration = calibrated(tmp_path, pauses=named(PAUSES, "closed-loop"), client=ahead)
+    length = of_long_pauses(calibration, "closed-loop")
     assert length.error is not None
     assert length.error.low >= 20, "its clock is 20 ms ahead"
     assert not calibration.pauses[0].holds
@@ -86,7 +108,8 @@ def test_a_probe_whose_clock_is_ahead_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.universe(preload=(*PRELOAD, "tests.system.wrong_clients"))
 def test_a_probe_that_does_not_look_at_what_comes_is_found(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, "closed-loop", client="tests.system.wrong_clients:blind", repeats=1)
+    blind = "tests.system.wrong_clients:blind"
+    calibration = calibrated(tmp_path, counts=named(COUNTS, "closed-loop"), client=blind)
     (altered,) = [one for one in calibration.counts if one.what == "bytes corrupted"]
     assert altered.done > altered.found == 0
     assert not calibration.holds
@@ -100,11 +123,11 @@ def test_a_stalled_guest_serves_nothing_and_then_goes_on(tmp_path: Path) -> None
         after_ns = time.monotonic_ns()
         assert before_ns <= stall.paused_ns
         assert stall.paused_ns + 20 * MS <= stall.running_ns <= after_ns
-        assert (stand.lab.guest_stats() or {})["guest"]["state"] == "running"
+        assert (stand.lab.vm.stats() or {})["guest"]["state"] == "running"
         assert stand.stall(0).length_ns == 0
         for wrong in (-1, 10**12, "1ms"):
             with pytest.raises(CommandFailed, match="is stalled for 0 to"):
-                stand.lab.agents[stand.lab.owner].line.ask({"do": "stall", "duration_ns": wrong}, 10)
+                stand.lab.vm.line(stand.lab.vm.owner).ask({"do": "stall", "duration_ns": wrong}, 10)
 
 
 # ---- the command
@@ -131,11 +154,18 @@ def printed(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def test_of_one_kind_the_command_prints_json_and_keeps_nothing(home: Path) -> None:
-    found = printed(home, "--probe", "ledger", "--repeats", "1")
-    assert {one["kind"] for one in (*found["pauses"], *found["counts"])} == {"ledger"}
+    found = printed(home, "--probe", "open-loop", "--repeats", "1")
+    assert {one["kind"] for one in (*found["pauses"], *found["counts"])} == {"open-loop"}
     assert [one["asked_ms"] for one in found["pauses"][0]["lengths"]] == [0, 1, 2, 5, 10, 50, 200]
     assert [one["what"] for one in found["counts"] if not one["holds"]] == []
     assert not (home / "state").exists(), "a part says nothing of the whole"
+
+
+def test_a_run_carries_what_was_kept(home: Path) -> None:
+    machine.keep(made())
+    ended = run(home, "migrate", *SMALL, "--json")
+    carried = json.loads(ended.out)["instrument"]
+    assert (carried["gap_error_ms"], carried["gap_bound_ms"], carried["holds"]) == (0.1, 0.2, True)
 
 
 @pytest.mark.parametrize(

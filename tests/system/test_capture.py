@@ -16,6 +16,8 @@ from netns import block_ring, pcapng
 from netns.apply import Topology, apply
 from netns.capture import CaptureError, CaptureFile, Captures, Tapped
 from netns.capture_file import Mark
+from netns.conditions import Conditions
+from netns.impairment import ConditionedLink
 from netns.observe import counters
 from netns.topology import Bridge, End, Link, Node, Spec, plan
 from tests.conftest import require
@@ -151,6 +153,29 @@ def test_marks_are_comments_on_frames_that_came_after_them(network: Topology, tm
     assert first < place["resume"] < second < place["end"] == len(found) - 1
     shown = tshark(made.file, "-Y", "frame.comment", "-T", "fields", "-e", "frame.comment")
     assert [line.split(":")[0] for line in shown] == ["pause", "resume", "end"]
+
+
+def test_on_a_link_with_a_delay_a_frame_is_stamped_when_it_comes_out(
+    network: Topology, tmp_path: Path
+) -> None:
+    """The delay is made by leading frames away where they leave: whoever taps there sees none of them."""
+    delay_ns = 30_000_000
+    with ConditionedLink(network, LINK.near, LINK.far) as conditions:
+        conditions.set(Conditions(delay_ns=delay_ns), Conditions(delay_ns=delay_ns))
+        with Captures(network, LINKS, tmp_path) as captures:
+            converse(network, socket.AF_INET, BULK[:100_000])
+            captures.stop()
+            files = {one.link: read(one) for one in captures.write()}
+    for link, direction in (("b", pcapng.OUTBOUND), ("a", pcapng.OUTBOUND)):
+        other = "ab"[link == "a"]
+        entered = {one.data: one.t_ns for one in files[link].packets if one.direction == direction}
+        left = {one.data: one.t_ns for one in files[other].packets if one.direction != direction}
+        both = [left[data] - entered[data] for data in entered if data in left and data[12:14] == b"\x08\x00"]
+        assert len(both) > 3
+        if link == "b":  # the other link's end is before the delay; for a's own frames it is after it
+            assert min(both) >= delay_ns
+        else:
+            assert min(both) < delay_ns
 
 
 def test_frames_are_cut_where_asked(network: Topology, tmp_path: Path) -> None:

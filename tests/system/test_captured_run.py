@@ -10,13 +10,14 @@ import pytest
 
 from netns import pcapng
 from testbed.experiment.run import run
-from testbed.lab.plan import GUEST_MAC
 from testbed.measure.result import Result
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.pcap import Pcap
 from tests.system.labs import PRELOAD, SMALL, Witness, failed_checks
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
+GUEST_MAC = "02:00:00:00:00:42"
 COMMENT = re.compile(
     r"(?P<name>\w+): .* \[(?P<at>\d+) ns CLOCK_MONOTONIC, (?P<ms>[\d.]+) ms before this frame\]"
 )
@@ -25,7 +26,7 @@ MOMENTS = ["pause", "announcement", "commit", "release", "resume"]
 
 def test_every_link_has_its_file_and_the_migration_its_comments(tmp_path: Path) -> None:
     pcap = Pcap(links=None, snap_bytes=None, limit_bytes=1 << 30)
-    result = run(SMALL, "test", tmp_path, Witness(), (), pcap)
+    result = run(scenario_of(SMALL), tmp_path, Witness(), pcap=pcap)
     assert failed_checks(result) == []
     written = Result.model_validate_json((tmp_path / "result.json").read_text())
     assert [one.link for one in written.captures] == ["host-a", "host-b", "client1", "client2", "migration"]
@@ -68,12 +69,12 @@ def assert_the_silence_is_where_the_marks_are(frames: list[pcapng.Packet]) -> No
 
 def test_an_error_in_the_lab_leaves_what_was_captured(tmp_path: Path) -> None:
     class Broken(Witness):
-        def migration(self, source: str, target: str, number: int, of: int) -> None:
+        def migration(self, *_: object) -> None:
             raise RuntimeError("of the witness")
 
     pcap = Pcap(links=("client1",), snap_bytes=128, limit_bytes=1 << 30)
     with pytest.raises(RuntimeError):
-        run(SMALL, "test", tmp_path, Broken(), (), pcap)
+        run(scenario_of(SMALL), tmp_path, Broken(), pcap=pcap)
     assert pcapng.read((tmp_path / "pcap" / "client1.pcapng").read_bytes()).packets
     assert not (tmp_path / "result.json").exists()
     assert json.dumps([path.name for path in (tmp_path / "pcap").iterdir()]) == '["client1.pcapng"]'

@@ -389,3 +389,25 @@ def test_a_summary_of_many_connections_passes_the_control_connection() -> None:
     only(seen)
     assert len(seen["per_connection"]) == 400
     assert len({row["local_port"] for row in seen["per_connection"]}) == 400
+
+
+def test_a_beat_takes_nothing_from_a_heartbeat(tmp_path: Path) -> None:
+    """A stall of the server is in some beat, and as long in the heartbeat after many beats."""
+    path = tmp_path / "recorder"
+    recorder = Recorder(path)
+    try:
+        with running(CLOSED, fault="pause", at=150, ms=80, trace=str(path)) as run:
+            run.control.beat(10)
+            _, end_ns = run.fault()
+            beats: list[dict[str, Any]] = []
+            while not beats or beats[-1]["t_ns"] < end_ns + 100 * MS:
+                assert select.select([recorder], [], [], DEADLINE_S)[0], "no beat any more"
+                beats += [event for event in recorder.receive() if event["event"] == "beat"]
+            longest = [beat["longest_wait_ns"] for beat in beats]
+            assert max(longest) >= 60 * MS
+            assert min(longest) < 60 * MS
+            assert run.control.heartbeat()["probes"][0]["longest_wait_ns"] >= max(longest)
+            with pytest.raises(ClientFailed, match="every_ms"):
+                run.control.beat(5)
+    finally:
+        recorder.close()

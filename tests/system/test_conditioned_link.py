@@ -121,14 +121,14 @@ def test_a_delay_is_given_in_each_direction_and_no_frame_is_early(
 def test_loss_is_that_of_the_direction_and_is_counted(topology: Topology, link: ConditionedLink) -> None:
     datagrams = Datagrams(topology)
     link.set(Conditions(loss=0.3, seed=4), NONE)
-    datagrams.send(1000, 0.0002)
+    datagrams.send(300, 0.0002)
     arrived = datagrams.receive()
-    assert 600 < len(arrived) < 800
+    assert 160 < len(arrived) < 260
     assert arrived == sorted(arrived)
     figures = link.figures()
     # A report by which `a` joins a group may be among them.
-    assert figures.forward.lost in range(1000 - len(arrived), 1003 - len(arrived))
-    assert figures.forward.received_frames in range(1000, 1003)
+    assert figures.forward.lost in range(300 - len(arrived), 303 - len(arrived))
+    assert figures.forward.received_frames in range(300, 303)
     assert not figures.backward.lost
     link.set(Conditions(loss=1.0), NONE)
     datagrams.send(10)
@@ -274,6 +274,27 @@ def test_no_frame_is_lost_or_overtaken_when_conditions_change_while_it_is_inside
         threading.Event().wait(0.05)
     sending.join()
     assert datagrams.receive() == list(range(400))
+
+
+def test_a_reset_lets_out_what_is_inside(topology: Topology, relayed: ConditionedLink) -> None:
+    datagrams = Datagrams(topology)
+    relayed.set(Conditions(delay_ns=300 * MS), NONE)
+    datagrams.send(50)
+    relayed.reset()
+    datagrams.say("50")
+    assert datagrams.receive() == list(range(51))
+
+
+def test_a_direction_that_gets_rid_of_its_conditions_lets_out_what_is_inside(
+    topology: Topology, relayed: ConditionedLink
+) -> None:
+    datagrams = Datagrams(topology)
+    other = Conditions(delay_ns=MS)
+    relayed.set(Conditions(delay_ns=300 * MS), other)
+    datagrams.send(50)
+    relayed.set(NONE, other)
+    datagrams.say("50")
+    assert datagrams.receive() == list(range(51))
 
 
 def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames(

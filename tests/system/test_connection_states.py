@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed.lab.lab import Lab
-from tests.system.labs import PRELOAD, SMALL
+from tests.system.labs import PRELOAD, SMALL, lab_of, move
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -24,8 +24,8 @@ MUCH = 24 << 20  # more than both ends' buffers hold
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(replace(SMALL, ram_bytes=128 << 20, dirty_rate_pages_per_s=500), tmp_path) as standing:
-        standing.boot([])
+    with lab_of(replace(SMALL, ram_bytes=128 << 20, dirty_rate_pages_per_s=500), tmp_path) as standing:
+        standing.boot()
         yield standing
 
 
@@ -37,7 +37,7 @@ def dial(lab: Lab, family: int = socket.AF_INET) -> socket.socket:
 
 
 def migrate(lab: Lab) -> None:
-    source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+    source_answer, target_answer = move(lab)
     assert "error" not in source_answer, source_answer
     assert "error" not in target_answer, target_answer
 
@@ -120,7 +120,7 @@ def test_connections_that_close_during_the_migration_end_cleanly(lab: Lab) -> No
     migrate(lab)
     closer.join(DEADLINE_S)
     assert ended == [b"last words"] * len(closing)
-    stats = lab.guest_stats()
+    stats = lab.vm.stats()
     assert stats is not None
     assert stats["guest"]["resets"] == stats["guest"]["faults"] == 0
 

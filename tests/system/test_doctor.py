@@ -44,7 +44,9 @@ def test_where_user_namespaces_are_forbidden() -> None:
 
 
 @pytest.mark.universe
-@pytest.mark.parametrize("name", ["veth", "bridge", "packet sockets", "TCP_REPAIR", "tbf", "netem"])
+@pytest.mark.parametrize(
+    "name", ["veth", "bridge", "packet sockets", "TCP_REPAIR", "tbf", "redirection", "netem"]
+)
 def test_a_probe_fails_without_the_right_it_needs(name: str) -> None:
     """The probes see what they look for: with the capability gone, so is the feature."""
     (feature,) = [one for one in features.KERNEL if one.name == name]

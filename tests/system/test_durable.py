@@ -18,7 +18,7 @@ from testbed.lab.storage import NBD_PORT, service_sockets
 from testbed.migration.phases import Phase
 from testbed.storage.client import NbdClient, NbdRefused
 from tests.conftest import require
-from tests.system.labs import PRELOAD, REPOSITORY, SMALL, failed_checks, migrate
+from tests.system.labs import PRELOAD, REPOSITORY, SMALL, failed_checks, ignored, lab_of, migrate, move
 
 pytestmark = pytest.mark.universe(preload=(*PRELOAD, "testbed.guest.programs.kv_durable"))
 
@@ -31,15 +31,11 @@ SECTOR = bytes(512)
 @contextmanager
 def standing(folder: Path, **options: Any) -> Iterator[Lab]:
     """A lab with a guest and clients, for half a second already."""
-    with Lab(replace(SMALL, **options), folder) as lab:
+    with lab_of(replace(SMALL, **options), folder) as lab:
         lab.boot(IMPORT_PATH)
         lab.start_clients()
         lab.watch(0.5, ignored)
         yield lab
-
-
-def ignored(_: dict[str, Any]) -> None:
-    """What happens meanwhile."""
 
 
 def test_nothing_is_lost_that_was_acknowledged_on_a_journey(tmp_path: Path) -> None:
@@ -64,11 +60,12 @@ def test_a_guest_that_is_killed_is_booted_from_its_disk_and_held_to_its_word(
     if server == "nbdkit":
         require("nbdkit", bool(shutil.which("nbdkit")))
     described = planned.guest
-    monkeypatch.setattr(planned, "guest", lambda options: replace(described(options), program=program))
+    monkeypatch.setattr(planned, "guest", lambda *asked: replace(described(*asked), program=program))
     with standing(tmp_path, storage_server=server, **DURABLE) as lab:
-        killed, _ = lab.migrate(ignored, DEADLINE_S, IMPORT_PATH, Fault(Phase.PRECOPY, Kind.GUEST_KILLED))
+        fault = Fault(Phase.PRECOPY, Kind.GUEST_KILLED)
+        killed, _ = move(lab, import_path=IMPORT_PATH, fault=fault)
         assert "error" in killed
-        lab.restart(IMPORT_PATH)
+        lab.restart(lab.vm, IMPORT_PATH)
         lab.watch(1.5, ignored)
         probes = [probe for summary in lab.stop_clients([]).values() for probe in summary["probes"]]
     assert sum(probe["broken"] for probe in probes) == SMALL.connections
@@ -90,14 +87,14 @@ def test_a_disk_that_nbdkit_serves_moves_along(tmp_path: Path) -> None:
 
 def write_from_the_host_that_was_left(lab: Lab) -> None:
     """As an agent would that does not know yet that its guest has moved. NbdRefused."""
-    left = lab.other(lab.owner)
-    if lab.options.storage_server == "nbdkit":
-        address: Any = (planned.STORAGE_ADDRESS[planned.STORAGE], NBD_PORT)
-        export = planned.GUEST_DISK
+    left = lab.vm.next_host()
+    if lab.scenario.storage.server == "nbdkit":
+        address: Any = (planned.storage_address(lab.scenario, planned.STORAGE), NBD_PORT)
+        export = lab.vm.name
     else:
         address = Path(service_sockets(left)["nbd"])
-        now = lab.agents[lab.owner].line.ask({"do": "status"}, DEADLINE_S)["epoch"]
-        export = f"{planned.GUEST_DISK}?epoch={now - 1}"
+        now = lab.vm.line(lab.vm.owner).ask({"do": "status"}, DEADLINE_S)["epoch"]
+        export = f"{lab.vm.name}?epoch={now - 1}"
     namespace = lab.topology.namespace(left)
     with NbdClient.connect(address, export, deadline_s=DEADLINE_S, namespace=namespace) as client:
         client.write(0, SECTOR)
@@ -106,14 +103,14 @@ def write_from_the_host_that_was_left(lab: Lab) -> None:
 def test_nobody_is_fenced_where_nbdkit_serves_the_disk(tmp_path: Path) -> None:
     require("nbdkit", bool(shutil.which("nbdkit")))
     with standing(tmp_path, disk_bytes=1 << 20, storage_server="nbdkit") as lab:
-        lab.migrate(ignored, DEADLINE_S, IMPORT_PATH)
-        assert lab.owner == planned.HOSTS[1]
+        move(lab, import_path=IMPORT_PATH)
+        assert lab.vm.owner == "host-b"
         write_from_the_host_that_was_left(lab)
 
 
 def test_the_host_that_was_left_is_fenced_by_the_target(tmp_path: Path) -> None:
     with standing(tmp_path, disk_bytes=1 << 20) as lab:
-        lab.migrate(ignored, DEADLINE_S, IMPORT_PATH)
-        assert lab.owner == planned.HOSTS[1]
+        move(lab, import_path=IMPORT_PATH)
+        assert lab.vm.owner == "host-b"
         with pytest.raises(NbdRefused, match="EPERM"):
             write_from_the_host_that_was_left(lab)

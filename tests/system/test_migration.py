@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 
 from testbed.handover.announcement import SCHEDULE_MS
-from testbed.lab import plan as planned
 from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
@@ -71,7 +70,7 @@ def test_both_hosts_tell_the_begin_and_the_end_of_every_phase_in_order(tmp_path:
         assert told == [(what, phase.value) for phase in ORDER for what in ("begin", "end")]
 
 
-@pytest.mark.parametrize("program", ["kv", "http", "ramp"])
+@pytest.mark.parametrize("program", ["kv", "http", "ramp", "bulk"])
 def test_every_program_survives_a_journey_there_and_back(tmp_path: Path, program: str) -> None:
     result = migrate(tmp_path, program=program, migrations=2)
     assert_unbroken(result)
@@ -117,9 +116,9 @@ def test_a_mac_address_for_each_host_works_with_an_announcement(tmp_path: Path, 
     turned = {
         (change.node, change.was, change.now)
         for change in result.migrations[0].tables
-        if change.key == planned.GUEST_IPV4.split("/")[0]
+        if change.key == "10.7.0.10"
     }
-    before, after = (planned.PER_HOST_MACS[host] for host in planned.HOSTS)
+    before, after = ("02:00:00:00:0a:42", "02:00:00:00:0b:42")
     assert turned == {("client1", before, after), ("client2", before, after)}
 
 

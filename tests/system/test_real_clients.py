@@ -14,7 +14,7 @@ import pytest
 
 from testbed.lab.lab import Lab
 from tests.conftest import require
-from tests.system.labs import PRELOAD, SMALL
+from tests.system.labs import PRELOAD, SMALL, lab_of, move
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -24,14 +24,14 @@ DEADLINE_S = 60
 
 
 @pytest.fixture
-def lab_of(tmp_path: Path) -> Iterator[Any]:
+def lab_running(tmp_path: Path) -> Iterator[Any]:
     """Makes a lab whose guest runs the given program, without probes of ours."""
     labs: list[Lab] = []
 
     def make(program: str) -> Lab:
-        lab = Lab(replace(SMALL, program=program, dirty_rate_pages_per_s=500), tmp_path)
+        lab = lab_of(replace(SMALL, program=program, dirty_rate_pages_per_s=500), tmp_path)
         labs.append(lab)
-        lab.boot([])
+        lab.boot()
         return lab
 
     yield make
@@ -40,7 +40,7 @@ def lab_of(tmp_path: Path) -> Iterator[Any]:
 
 
 def migrate(lab: Lab) -> None:
-    source_answer, target_answer = lab.migrate(lambda event: None, DEADLINE_S, [])
+    source_answer, target_answer = move(lab)
     assert "error" not in source_answer, source_answer
     assert "error" not in target_answer, target_answer
 
@@ -52,9 +52,9 @@ def output_of(lab: Lab, *command: str) -> str:
     return output.decode()
 
 
-def test_redis_benchmark_goes_on_through_migrations_there_and_back(lab_of: Any) -> None:
+def test_redis_benchmark_goes_on_through_migrations_there_and_back(lab_running: Any) -> None:
     require("redis-benchmark", bool(shutil.which("redis-benchmark")))
-    lab = lab_of("kv")
+    lab = lab_running("kv")
     rounds = [
         "stdbuf",
         "-oL",
@@ -94,9 +94,9 @@ def _lines_until(process: Any, word: bytes, times: int) -> list[bytes]:
     return lines
 
 
-def test_redis_cli_finds_at_the_target_what_it_stored_at_the_source(lab_of: Any) -> None:
+def test_redis_cli_finds_at_the_target_what_it_stored_at_the_source(lab_running: Any) -> None:
     require("redis-cli", bool(shutil.which("redis-cli")))
-    lab = lab_of("kv")
+    lab = lab_running("kv")
     value = "x" * 100_000
     assert output_of(lab, "redis-cli", "-h", GUEST, "set", "kept", value).strip() == "OK"
     session = ["redis-cli", "-h", GUEST_IPV6, "-r", "80", "-i", "0.05", "incr", "counter"]
@@ -108,9 +108,9 @@ def test_redis_cli_finds_at_the_target_what_it_stored_at_the_source(lab_of: Any)
     assert output_of(lab, "redis-cli", "-h", GUEST, "get", "kept").strip() == value
 
 
-def test_curl_sees_the_page_move_from_host_to_host(lab_of: Any) -> None:
+def test_curl_sees_the_page_move_from_host_to_host(lab_running: Any) -> None:
     require("curl", bool(shutil.which("curl")))
-    lab = lab_of("http")
+    lab = lab_running("http")
     assert "host-a" in output_of(lab, "curl", "-sS", "--max-time", "5", f"http://{GUEST}/")
     migrate(lab)
     assert "host-b" in output_of(lab, "curl", "-sS", "--max-time", "5", f"http://{GUEST}/")
@@ -118,9 +118,9 @@ def test_curl_sees_the_page_move_from_host_to_host(lab_of: Any) -> None:
     assert counter["requests"] >= 2, counter
 
 
-def test_curl_keeps_one_connection_through_a_migration(lab_of: Any) -> None:
+def test_curl_keeps_one_connection_through_a_migration(lab_running: Any) -> None:
     require("curl", bool(shutil.which("curl")))
-    lab = lab_of("http")
+    lab = lab_running("http")
     command = ["curl", "-sS", "--rate", "20/s", "--max-time", "20", "-w", "%{num_connects}\\n"]
     urls = ["-o", "/dev/null", f"http://{GUEST}/counter"] * 120
     with lab.start_program("client1", [*command, *urls]) as keeping:
@@ -131,15 +131,15 @@ def test_curl_keeps_one_connection_through_a_migration(lab_of: Any) -> None:
     assert sum(int(line) for line in output.split()) == 1, "more than one connection was made"
 
 
-def test_a_program_that_is_not_there_is_named(lab_of: Any) -> None:
-    lab = lab_of("echo")
+def test_a_program_that_is_not_there_is_named(lab_running: Any) -> None:
+    lab = lab_running("echo")
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         lab.start_program("client1", ["/no-such-program"])
 
 
-def test_wrk_sees_no_socket_error_through_a_migration(lab_of: Any) -> None:
+def test_wrk_sees_no_socket_error_through_a_migration(lab_running: Any) -> None:
     require("wrk", bool(shutil.which("wrk")))
-    lab = lab_of("http")
+    lab = lab_running("http")
     with lab.start_program("client1", ["wrk", "-t1", "-c8", "-d4s", f"http://{GUEST}/counter"]) as load:
         migrate(lab)
         assert load.poll() is None, "it must still be at work, or nothing was shown"

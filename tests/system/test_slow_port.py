@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
 import pytest
 
+from netns.namespace import Namespace
 from tests.system import handover_stage as stage
 
 pytestmark = pytest.mark.universe
@@ -45,6 +47,13 @@ def test_a_slow_port_that_is_cut_again_does_not_open_by_itself() -> None:
     threading.Event().wait(0.3)
     ledger = stage.Ledger(host.guest)
     stage.send("client", range(5))
+    with host.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as guest, Namespace.open("client") as client:
+        with client.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+            heard.bind((stage.CLIENT_4, stage.PORT + 1))
+            heard.settimeout(0.1)
+            guest.sendto(b"out of a shut port", (stage.CLIENT_4, stage.PORT + 1))
+            with pytest.raises(TimeoutError):
+                heard.recv(100)
     host.port.silence()
     assert [stage.number_of(frame) for frame in host.hold.drain()] == list(range(5))
     assert ledger.read() == []

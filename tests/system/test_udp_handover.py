@@ -33,8 +33,9 @@ def rows(result: Result, kind: str) -> list[Connection]:
 
 
 def flood(folder: Path, asking: Any) -> Result:
-    """Datagrams faster than the guest can handle them: at the pause some hundred wait."""
-    asking(*({"kind": "udp", "rate_per_s": 220, "size": 200, "address": one} for one in ADDRESSES))
+    """Datagrams a little faster than the guest can handle them: at the pause some wait, and never so many
+    that a queue would be full."""
+    asking(*({"kind": "udp", "rate_per_s": 60, "size": 200, "address": one} for one in ADDRESSES))
     return migrate(folder, program=SLOW, clients=1, connections=1)
 
 
@@ -42,11 +43,11 @@ def test_datagrams_that_wait_at_the_pause_are_neither_lost_nor_doubled(tmp_path:
     result = flood(tmp_path, asking)
     assert failed_checks(result) == []
     for row in rows(result, "udp"):
-        assert row.requests > 200
+        assert row.requests > 50
         assert (row.lost, row.duplicated, row.reordered) == (0, 0, 0)
         assert row.one_way_there_ms is not None
         assert row.one_way_there_ms.max is not None
-        assert row.one_way_there_ms.max > 100, "they have to wait, or nothing is shown"
+        assert row.one_way_there_ms.max > 50, "they have to wait, or nothing is shown"
 
 
 def test_without_their_being_moved_they_are_lost(
@@ -55,12 +56,13 @@ def test_without_their_being_moved_they_are_lost(
     monkeypatch.setattr("testbed.lab.supervisor.ENTRY", "tests.system.lossy_agent:main")
     result = flood(tmp_path, asking)
     assert result.outcome == "completed"
-    assert all((row.lost or 0) > 10 for row in rows(result, "udp"))
+    assert all((row.lost or 0) > 0 for row in rows(result, "udp"))
 
 
 def test_a_rollback_leaves_every_datagram_where_it_was(tmp_path: Path, asking: Any) -> None:
-    asking({"kind": "udp", "rate_per_s": 400, "size": 200, "address": ADDRESSES[0]})
-    result = migrate(tmp_path, program=SLOW, clients=1, connections=1, fault="switchover:target-out-of-memory")
+    asking({"kind": "udp", "rate_per_s": 120, "size": 200, "address": ADDRESSES[0]})
+    fault = "switchover:target-out-of-memory"
+    result = migrate(tmp_path, program=SLOW, clients=1, connections=1, fault=fault)
     assert result.outcome == "rolled-back"
     (row,) = rows(result, "udp")
     assert (row.lost, row.duplicated, row.reordered) == (0, 0, 0)

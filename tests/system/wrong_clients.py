@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from testbed.clients import closed_loop, stream
 from testbed.clients import main as right
-from testbed.clients import stream
 from testbed.clients.integrity import StreamChecker
 
 AHEAD_NS = 20_000_000
@@ -16,7 +16,7 @@ AHEAD_NS = 20_000_000
 def ahead(argument: dict[str, Any], fds: list[int]) -> int:
     """Its probe's clock is 20 ms ahead of everybody else's."""
     clock: Callable[[], int] = lambda: time.monotonic_ns() + AHEAD_NS  # noqa: E731
-    stream.monotonic_ns = clock
+    stream.monotonic_ns = closed_loop.monotonic_ns = clock
     return right.main(argument, fds)
 
 

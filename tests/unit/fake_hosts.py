@@ -317,6 +317,7 @@ def meet(
     channels: tuple[MemoryChannel, MemoryChannel] | None = None,
     target_secret: bytes = SECRET,
     cancelled: Callable[[], bool] = lambda: False,
+    trace: Trace | None = None,
 ) -> Meeting:
     """Run one migration in memory, the target in a thread of its own."""
     source_channel, target_channel = channels or channel_pair()
@@ -333,7 +334,7 @@ def meet(
     thread = threading.Thread(target=run_target)
     thread.start()
     outcome, source_error = None, None
-    trace = Trace("source")
+    trace = trace or Trace("source")
     try:
         plan = plan or Plan(SECRET, b"s" * 16)
         outcome = Source(source_vm, source_channel, plan, FakeClock(), trace, cancelled).run()

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed import cli
-from testbed.experiment import bench
+from testbed.experiment import bench, probing
 from testbed.experiment.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.report.figures import Silence
 from testbed.scenario.options import Options
@@ -58,7 +58,7 @@ def test_a_quick_migration_is_held_to_both_ends_of_what_was_promised(
         one = migration(quick_ms, **LUN_MS) if options.mode == "quick" else migration(10.0)
         return run_of(options, *[one] * options.migrations)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "run_options", run)
     figures = by_name("quick", setting)
     assert (figures["blackout"].holds and figures["  no less"].holds) is held
     assert figures["quick's over live's"].value == quick_ms / 10
@@ -69,7 +69,10 @@ def test_a_blackout_that_the_lun_does_not_explain_is_told(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_thaw = migration(34_000.0, **LUN_MS | {"mount": 0.0, "thaw": 6800.0})
-    monkeypatch.setattr(bench, "run", lambda options, *_: run_of(options, *[slow_thaw] * options.migrations))
+    def run(options: Options, *_: Any) -> SimpleNamespace:
+        return run_of(options, *[slow_thaw] * options.migrations)
+
+    monkeypatch.setattr(bench, "run_options", run)
     assert not by_name("quick", setting)["share of the LUN's way"].holds
 
 
@@ -82,7 +85,7 @@ def test_the_durable_bench_is_held_to_every_write(
         assert options.migrations == bench.DURABLE_MIGRATIONS
         return run_of(options, *[migration(3.0)] * options.migrations, acknowledged=7, **damage)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "run_options", run)
     damage: dict[str, int] = {}
     figures = by_name("durable", setting)
     assert figures["writes acknowledged"].value == 7
@@ -97,7 +100,7 @@ def test_a_durable_bench_in_which_nothing_was_acknowledged_has_shown_nothing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        bench, "run", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
+        bench, "run_options", lambda options, *_: run_of(options, *[migration(3.0)] * options.migrations)
     )
     assert not by_name("durable", setting)["writes acknowledged"].holds
 
@@ -139,3 +142,16 @@ def test_the_command_names_every_bench() -> None:
 def test_figures_are_json(setting: Setting) -> None:
     one = Figure("copy", "ratio", 0.8, "", 0.7, 0.9, 0.7, at_most=False)
     assert json.loads(json.dumps(one.as_dict()))["holds"] is True
+
+
+@pytest.mark.parametrize(("beside", "holds"), [(960.0, True), (940.0, False)])
+def test_a_probe_is_held_to_what_it_may_cost(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, beside: float, holds: bool
+) -> None:
+    cost = probing.Cost(probing.Load(1000.0, 20.0), probing.Load(beside, 25.0))
+    monkeypatch.setattr("testbed.experiment.bench.shutil.which", lambda _: "/usr/bin/redis-benchmark")
+    monkeypatch.setattr(probing, "measure", lambda _folder: cost)
+    figures = by_name("probing", setting)
+    assert figures["  throughput left"].value == beside / 1000
+    assert figures["  throughput left"].holds is holds
+    assert figures["  guest's work left"].value == 0.8

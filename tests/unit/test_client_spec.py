@@ -88,6 +88,15 @@ def test_a_client_with_one_probe_of_each_kind() -> None:
         (client(kind="ledger", size=(512 << 10) + 1), "`size` of a ledger must be 32 to 524288"),
         (client(kind="ledger", keys=0), "`keys`.*from 1"),
         (client(kind="ledger", program="echo"), "`program`.*kv-durable, kv"),
+        (client(kind="http", kept=1), "`kept` must be true or false"),
+        (client(kind="http", size=5), "no field 'size'"),
+        (client(kind="udp", size=31), "`size` of a packet must be a number from 32 to 65000"),
+        (client(kind="udp", program="kv"), "`program`.*echo"),
+        (client(kind="icmp", port=7), "no field 'port'"),
+        (client(kind="icmp", program="echo"), "no field 'program'"),
+        (client(kind="icmp", connections=2), "no field 'connections'"),
+        (client(kind="upload", rate_bytes_per_s=10), "`rate_bytes_per_s`.*from 1000"),
+        (client(kind="download", program="ramp"), "`program`.*bulk"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argument: dict[str, Any], says: str) -> None:

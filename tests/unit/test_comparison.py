@@ -11,15 +11,32 @@ import pytest
 from rich.console import Console
 
 from testbed.commands.ending import CHECK_FAILED, PASSED, ROLLED_BACK, status_of_run, worst
-from testbed.experiment.compare import folder_name
-from testbed.experiment.comparison import MEASURES, Finished, comparison, difference, figure
+from testbed.experiment.comparison import (
+    MEASURES,
+    Circumstances,
+    Finished,
+    comparison,
+    contrast,
+    figure,
+    judged,
+    method,
+)
 from testbed.measure import comparison as model
 from testbed.measure.result import Check, Clients, Gap, Guest, Network, Outcome, Ram, Result
 from testbed.report.comparison import merged, show_comparison
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 from testbed.scenario.variants import Contender
 
-CONTENDERS = (Contender("live", Options()), Contender("quick", Options(mode="quick", disk_bytes=1 << 20)))
+
+def contender(label: str, options: Options, **levels: str) -> Contender:
+    return Contender(label, options, scenario_of(options), levels)
+
+
+CONTENDERS = (
+    contender("live", Options()),
+    contender("quick", Options(mode="quick", disk_bytes=1 << 20)),
+)
 
 
 def result(blackout_ms: float | None, outcome: Outcome = "completed", **clients: int) -> Result:
@@ -47,7 +64,7 @@ def runs(label: str, *results: Result) -> list[Finished]:
 
 def compared(live: Sequence[Result], quick: Sequence[Result]) -> model.Comparison:
     finished = [*runs("live", *live), *runs("quick", *quick)]
-    return comparison("x", "x", len(live), CONTENDERS, finished)
+    return comparison("x", "x", Circumstances(len(live)), CONTENDERS, finished)
 
 
 def told(key: str, ours: Sequence[float], theirs: Sequence[float]) -> model.Difference:
@@ -57,9 +74,9 @@ def told(key: str, ours: Sequence[float], theirs: Sequence[float]) -> model.Diff
         model.Variant(label=label, options={}, figures={key: figure(values)}, blackout_parts_ms={})
         for label, values in (("live", ours), ("quick", theirs))
     ]
-    found = difference(measure, sides[0], sides[1], seed=1)
+    found = contrast(measure, sides[0], sides[1], seed=1)
     assert found is not None
-    return found
+    return judged([found])[0]
 
 
 def test_a_real_difference_is_told_from_the_smaller_side_with_its_error() -> None:
@@ -81,15 +98,34 @@ def test_the_bounds_of_a_sentence_enclose_its_size_and_rise() -> None:
 
 
 def test_a_small_ratio_is_told_in_percent() -> None:
-    found = told("moved_bytes", [100, 100, 101], [104, 103, 105])
-    assert found.sentence == "live moves 3.85 % less RAM than quick (90 %: 1.94 % to 4.76 %)"
+    found = told("moved_bytes", [100, 100, 101, 100], [104, 103, 105, 104])
+    assert found.sentence == "live moves 3.85 % less RAM than quick (95 %: 1.94 % to 4.76 %)"
     assert told("total_ms", [2, 2], [3, 3]).sentence.startswith("live's total time is 1.50 times shorter")
 
 
-def test_three_runs_are_told_at_their_own_level() -> None:
+def test_three_runs_hint_and_do_not_show() -> None:
+    """Two times three equal runs lie wholly apart in one of ten comparisons."""
     found = told("longest_wait_ms", [10, 11, 12], [210, 205, 220])
+    assert (found.real, found.chance) == (False, pytest.approx(0.1))
     assert "clients' longest wait is 19.1 times shorter" in found.sentence
-    assert "(90 %: 17.1 to 22.0)" in found.sentence
+    assert "(90 %: 17.1 to 22.0; not shown by these 6 runs: chance does so in 0.1 of cases)" in found.sentence
+
+
+def test_what_holds_alone_may_not_hold_among_many() -> None:
+    """The same runs: real where nothing else is looked at, and not among forty figures."""
+    measure = MEASURES[0]
+    sides = [
+        model.Variant(label=label, options={}, figures={measure.key: figure(values)}, blackout_parts_ms={})
+        for label, values in (("a", [1, 2, 3, 4]), ("b", [5, 6, 7, 8]), ("c", [2, 3, 4, 5.5]))
+    ]
+    clear, dull = contrast(measure, sides[0], sides[1], 1), contrast(measure, sides[0], sides[2], 1)
+    assert clear is not None
+    assert dull is not None
+    (alone,) = judged([clear])
+    among = judged([clear, *[dull] * 39])[0]
+    assert (alone.real, among.real) == (True, False)
+    assert alone.chance == among.chance
+    assert "not shown" in among.sentence
 
 
 def test_what_the_runs_do_not_show_is_no_difference() -> None:
@@ -99,9 +135,9 @@ def test_what_the_runs_do_not_show_is_no_difference() -> None:
 
 
 def test_counts_may_be_zero_and_are_told_by_difference() -> None:
-    found = told("retransmits", [0, 0, 0], [5, 3, 4])
+    found = told("retransmits", [0, 0, 0, 0], [5, 3, 4, 4])
     assert (found.kind, found.value, found.real) == ("difference", -4, True)
-    assert found.sentence == "live has 4 fewer retransmits than quick (90 %: 3 to 5)"
+    assert found.sentence == "live has 4 fewer retransmits than quick (95 %: 3 to 5)"
     many = told("retransmits", [0, 1], [1_234_567, 1_234_567])
     assert many.sentence.startswith("live has 1,234,566.5 fewer retransmits than quick")
     none = told("broken", [0, 0, 0], [0, 0, 0])
@@ -110,8 +146,8 @@ def test_counts_may_be_zero_and_are_told_by_difference() -> None:
 
 
 def test_a_size_of_zero_is_told_by_difference_with_its_unit() -> None:
-    found = told("moved_bytes", [0, 0, 0], [1 << 20, 1 << 20, 1 << 20])
-    assert found.sentence == "live moves 1 MiB less RAM than quick (90 %: 1 MiB to 1 MiB)"
+    found = told("moved_bytes", [0] * 4, [1 << 20] * 4)
+    assert found.sentence == "live moves 1 MiB less RAM than quick (95 %: 1 MiB to 1 MiB)"
 
 
 def test_one_run_of_each_has_no_error_and_shows_nothing() -> None:
@@ -160,6 +196,96 @@ def test_a_comparison_keeps_to_the_schema_that_ships() -> None:
     assert model.Comparison.model_validate_json(found.model_dump_json()) == found
 
 
+# ---- what went wrong, and what was spoiled
+
+
+def test_a_lab_that_failed_is_a_run_without_figures() -> None:
+    failed = Finished("live", 2, "02-live", None, "ProcessDied: host-a")
+    finished = [*runs("live", result(5)), failed, *runs("quick", result(50), result(51))]
+    found = comparison("x", "x", Circumstances(2, complete=False), CONTENDERS, finished)
+    assert found.variants[0].figures["blackout_ms"].values == [5, None]
+    assert (found.runs[1].outcome, found.runs[1].error) == ("failed", "ProcessDied: host-a")
+    assert (found.complete, found.environment) == (False, {"kernel": "6.1"})
+    nothing = comparison("x", "x", Circumstances(2), CONTENDERS, [failed])
+    assert (nothing.differences, nothing.environment) == ([], {})
+
+
+def test_labs_beside_each_other_are_compared_in_what_is_no_time() -> None:
+    finished = [*runs("live", *[result(5)] * 5), *runs("quick", *[result(50)] * 5)]
+    found = comparison("x", "x", Circumstances(5, workers=2), CONTENDERS, finished)
+    assert [one.figure for one in found.differences] == ["moved_bytes", "retransmits", "broken"]
+    assert found.variants[0].figures["blackout_ms"].median == 5
+    assert "2 labs ran beside each other" in found.method
+    assert "spoiled" not in method(Circumstances(5))
+
+
+def test_too_few_runs_are_told_beforehand() -> None:
+    assert "With 3 runs each nothing can be shown" in method(Circumstances(3))
+    assert "nothing can be shown" not in method(Circumstances(5))
+
+
+# ---- grids
+
+
+def grid_of(**blackouts_ms: Sequence[float]) -> model.Comparison:
+    """Two factors of two levels; a keyword for each cell, as yes_keep."""
+    cells = [name.split("_") for name in blackouts_ms]
+    contenders = [contender(f"{hold},{mac}", Options(), hold=hold, mac=mac) for hold, mac in cells]
+    finished = [
+        run
+        for one, values in zip(contenders, blackouts_ms.values(), strict=True)
+        for run in runs(one.label, *[result(value) for value in values])
+    ]
+    return comparison("x", "x", Circumstances(5), contenders, finished)
+
+
+def effect(found: model.Comparison, factor: str, key: str = "blackout_ms") -> model.Effect:
+    return next(one for one in found.effects if (one.factor, one.figure) == (factor, key))
+
+
+NEAR, FAR = [10, 11, 12, 13, 14.0], [210, 211, 212, 213, 214.0]
+
+
+def test_a_factor_is_told_whatever_the_other_is() -> None:
+    found = grid_of(yes_keep=NEAR, yes_moves=NEAR, no_keep=FAR, no_moves=FAR)
+    assert found.factors == {"hold": ["yes", "no"], "mac": ["keep", "moves"]}
+    hold = effect(found, "hold")
+    assert (hold.level, hold.than, hold.value, hold.real, hold.everywhere) == ("no", "yes", 200, True, True)
+    assert hold.by == {"mac=keep": 200, "mac=moves": 200}
+    assert hold.sentence.startswith(
+        "hold=no makes the blackout 200 ms longer than hold=yes, whatever mac is (95 %: "
+    )
+    mac = effect(found, "mac")
+    assert not mac.real
+    assert mac.sentence == "mac=moves and mac=keep: no difference in blackout that these runs show"
+
+
+def test_a_factor_that_depends_on_the_other_is_told_so() -> None:
+    near, far = NEAR * 2, FAR * 2
+    found = effect(grid_of(yes_keep=near, yes_moves=near, no_keep=near, no_moves=far), "hold")
+    assert (found.real, found.everywhere) == (True, False)
+    assert "100 ms longer than hold=yes on average, and it depends: " in found.sentence
+    assert "+0 ms with mac=keep; +200 ms with mac=moves" in found.sentence
+
+
+def test_a_grid_shows_a_factor_with_fewer_runs_than_a_pair_does() -> None:
+    """Every run says something of every factor."""
+    few, many = [1, 2, 3.0], [7, 8, 9.0]
+    found = grid_of(yes_keep=few, yes_moves=few, no_keep=many, no_moves=many)
+    assert effect(found, "hold").real
+    assert not any(one.real for one in found.differences)
+
+
+def test_a_cell_without_a_run_leaves_what_the_others_tell() -> None:
+    found = effect(grid_of(yes_keep=NEAR, yes_moves=NEAR, no_keep=FAR, no_moves=[]), "hold")
+    assert found.by == {"mac=keep": 200}
+
+
+def test_what_is_no_grid_has_no_effects() -> None:
+    found = compared([result(5)], [result(6)])
+    assert (found.factors, found.effects) == ({}, [])
+
+
 # ---- for people
 
 
@@ -195,8 +321,8 @@ def test_parts_of_several_modes_keep_their_order() -> None:
 
 
 def test_real_differences_are_sentences_and_the_rest_is_one_line() -> None:
-    text = " ".join(shown(compared([result(5)] * 3, [result(50)] * 3)).split())
-    assert "live's blackout is 10.0 times shorter than quick's (90 %: 10.0 to 10.0)" in text
+    text = " ".join(shown(compared([result(5)] * 5, [result(50)] * 5)).split())
+    assert "live's blackout is 10.0 times shorter than quick's (95 %: 10.0 to 10.0)" in text
     alike = "total time, RAM moved, retransmits, broken connections"
     assert f"live and quick: no difference that these runs show in {alike}" in text
 
@@ -204,12 +330,6 @@ def test_real_differences_are_sentences_and_the_rest_is_one_line() -> None:
 def test_what_went_wrong_in_a_run_is_told_beside_its_folder() -> None:
     text = shown(compared([result(5), result(6, "rolled-back")], [result(50), result(60)]))
     assert "✗ 02-live: rolled-back; failed: migrated" in text
-
-
-def test_the_folder_of_a_run_has_its_number_and_what_can_stand_in_a_path() -> None:
-    assert folder_name(3, "mac=per-host,ram=1GiB") == "03-mac=per-host,ram=1GiB"
-    assert folder_name(12, "program=../up:Server") == "12-program=.._up:Server"
-    assert len(folder_name(1, "x" * 300)) < 255
 
 
 # ---- how it ends

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from netns.conditions import Conditions, ConditionsError
-from netns.kernel_queues import netem_limit, netem_options
+from netns.kernel_queues import netem_limit, netem_of
 from netns.link_figures import BackendMissing, DirectionFigures, choose
+from netns.netem import Netem, message
 
 NONE = Conditions.none()
 MS = 1_000_000
@@ -106,13 +108,32 @@ def test_netems_limit_holds_what_is_under_way_and_the_queue() -> None:
     assert netem_limit(NONE) == 1000
 
 
-def test_netems_options_are_in_its_units() -> None:
-    options = netem_options(
-        Conditions(delay_ns=10 * MS, loss=0.01, duplication=0.5, reordering=0.25, rate_bits_per_s=8e6)
+def test_conditions_are_told_to_netem_in_its_terms() -> None:
+    asked = Conditions(
+        delay_ns=10 * MS, loss=0.01, duplication=0.5, reordering=0.25, rate_bits_per_s=8e6, queue_frames=5
     )
-    assert options["delay"] == 10_000
-    assert (options["loss"], options["duplicate"], options["prob_reorder"]) == (1.0, 50.0, 25.0)
-    assert options["rate"] == 1_000_000
+    told = netem_of(asked)
+    assert (told.delay_ns, told.loss, told.duplication, told.reordering) == (10 * MS, 0.01, 0.5, 0.25)
+    assert told.rate_bytes_per_s == 1_000_000
+    assert told.limit_frames == netem_limit(asked)
+
+
+def test_netems_message_is_what_the_kernel_reads() -> None:
+    """Decoded by pyroute2, which reads netem right."""
+    from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+    asked = Netem(500, 10 * MS, MS, loss=0.5, duplication=1.0, reordering=0.25, rate_bytes_per_s=125_000)
+    data = message(7, asked)
+    assert struct.unpack_from("=IHH", data) == (len(data), 36, 0x505)
+    decoded = tcmsg(data)
+    decoded.decode()
+    assert (decoded["index"], decoded["parent"]) == (7, 0xFFFFFFFF)
+    assert decoded.get_attr("TCA_KIND") == "netem"
+    options = decoded.get_attr("TCA_OPTIONS")
+    assert (options["limit"], options["gap"], options["duplicate"]) == (500, 1, 0xFFFFFFFF)
+    assert options["delay"] == 10 * MS >> 6
+    assert options.get_attr("TCA_NETEM_RATE")["rate"] == 125_000
+    assert options.get_attr("TCA_NETEM_REORDER")["prob_reorder"] == round(0.25 * 0xFFFFFFFF)
 
 
 def test_loss_and_throughput_are_told_only_where_they_are_known() -> None:

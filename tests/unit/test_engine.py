@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.measure.trace import Trace
 from testbed.memory import page_map
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
@@ -96,6 +97,21 @@ def test_where_the_pages_of_a_round_lay_is_told() -> None:
     ]
     assert {page for pages in sent[1:] for page in pages} <= {1, 2, 5, 40}
     assert [one["begin_ns"] for one in told] == sorted(one["begin_ns"] for one in told)
+
+
+@pytest.mark.parametrize("precopy", [True, False])
+def test_that_a_switchover_comes_is_told_while_the_guest_runs(precopy: bool) -> None:
+    """And sent: what is only noted would be heard when all is over."""
+    source, told = guest([[1]]), []
+
+    def flush() -> None:
+        told.append((source.state, [event["event"] for event in trace.pending]))
+
+    trace = Trace("source")
+    trace.flush = flush  # type: ignore[method-assign]
+    meet(source, FakeTarget(), Plan(SECRET, b"n" * 16, precopy=precopy), trace=trace)
+    assert next(state for state, events in told if "switching-over" in events) == "running"
+    assert not [state for state, _ in told if state == "paused"], "no event is sent in the blackout"
 
 
 @pytest.mark.parametrize("fail_at", ["", "ready"])

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.clients.account import Account
-from testbed.clients.codecs import EchoCodec, resp
+from testbed.clients.codecs import EchoCodec, HttpCodec, resp
 from testbed.clients.integrity import StreamChecker
+from testbed.guest.memory import Memory
 from testbed.guest.programs.faulty import (
     ALTERATION,
     DOUBLING,
@@ -17,12 +18,15 @@ from testbed.guest.programs.faulty import (
     EVERY_WRITE,
     LOSS,
     MIDST,
+    FaultyBulk,
     FaultyEcho,
+    FaultyHttp,
     FaultyRamp,
     FaultyStore,
     Spoiler,
 )
 from testbed.guest.rehearsal import Rehearsal
+from testbed.measure.datagram import HEADER_BYTES, MARKER, build, parse
 from testbed.measure.pattern import pattern
 
 FAULTS = (LOSS, DOUBLING, ALTERATION)
@@ -65,8 +69,9 @@ def test_an_echo_counts_what_its_client_finds(migrates: bool) -> None:
             stage.migrate("elsewhere")
     wrong = codec.integrity
     told = stage.service.program.stats()
-    assert told == {"lost": wrong.lost, "doubled": wrong.duplicated, "altered": wrong.corrupted}
-    assert all(told.values())
+    seen = {"lost": wrong.lost, "doubled": wrong.duplicated, "altered": wrong.corrupted}
+    assert seen == {name: told[name] for name in seen}
+    assert all(seen.values())
 
 
 def test_a_ramp_counts_what_its_client_finds() -> None:
@@ -81,6 +86,66 @@ def test_a_ramp_counts_what_its_client_finds() -> None:
     told = stage.service.program.stats()
     assert found(checker) == {name: told[name] for name in ("lost", "doubled", "altered")}
     assert all(found(checker).values())
+
+
+def test_a_download_counts_what_its_client_finds() -> None:
+    stage, checker = Rehearsal(FaultyBulk), StreamChecker()
+    peer = stage.connect(window_bytes=1 << 16)
+    peer.send(b"D")
+    for _ in range(60):
+        checker.feed(peer.received())
+    peer.end()
+    while data := peer.received():
+        checker.feed(data)
+    checker.finish()
+    told = stage.service.program.stats()
+    assert found(checker) == {name: told[name] for name in ("lost", "doubled", "altered")}
+    assert all(found(checker).values())
+
+
+def test_an_upload_is_told_of_what_was_altered() -> None:
+    stage = Rehearsal(FaultyBulk)
+    peer = stage.connect()
+    peer.send(b"U")
+    sent, answer = 0, b""
+    for _ in range(3 * EVERY):
+        peer.send(pattern(sent, 100))
+        sent += 100
+        answer += peer.received()
+    told = stage.service.program.stats()
+    assert (told["altered"], told["lost"], told["doubled"]) == (3 * 3, 0, 0)
+    assert answer[-16:] == sent.to_bytes(8, "little") + told["altered"].to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("size", [HEADER_BYTES, 64])
+def test_datagrams_are_lost_doubled_and_altered_as_it_counts(size: int) -> None:
+    memory = Memory(memoryview(bytearray(1 << 20)))
+    program, answers = FaultyEcho(memory), []
+    program.attach()
+    program.send_datagram = lambda data, _to: answers.append(parse(bytes(data)))  # type: ignore[method-assign]
+    sender = ("10.7.0.101", 40000)
+    for number in range(6 * EVERY):
+        program.datagram(build(0, number, 1, size), sender)
+    program.datagram(build(0, MARKER, 1, size), sender)
+    assert answers[-1] is not None
+    assert answers[-1].number == MARKER
+    told, numbers = program.stats(), [one.number for one in answers[:-1] if one is not None]
+    lost = 6 * EVERY - len(set(numbers))
+    doubled = len(numbers) - len(set(numbers))
+    altered = sum(not one.whole for one in answers[:-1] if one is not None)
+    assert (lost, doubled, altered) == (
+        told["datagrams_lost"], told["datagrams_doubled"], told["datagrams_altered"],
+    )  # fmt: skip
+    assert (lost, doubled, altered) == ((2, 2, 2) if size > HEADER_BYTES else (0, 0, 0))
+
+
+def test_a_web_server_counts_what_it_forgot() -> None:
+    stage, codec = Rehearsal(FaultyHttp), HttpCodec("x")
+    peer = stage.connect()
+    for _ in range(3 * EVERY):
+        peer.send(codec.request())
+        assert codec.received(peer.received())
+    assert codec.integrity.corrupted == stage.service.program.stats()["altered"] > 0
 
 
 def test_a_store_forgets_and_garbles_what_it_acknowledged() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from testbed.guest import program as program_module
 from testbed.guest.heap import OutOfMemory
 from testbed.guest.program import Connection, Program
+from testbed.guest.programs.bulk import Bulk
 from testbed.guest.programs.echo import Echo
 from testbed.guest.programs.http import Http
 from testbed.guest.programs.kv import BATCH, KeyValue
@@ -457,3 +458,37 @@ def test_http_survives_any_bytes(pieces: list[bytes]) -> None:
     for piece in pieces:
         peer.send(piece)
     assert stage.service.faults == []
+
+
+def test_a_download_is_the_ramp_through_migrations() -> None:
+    stage = Rehearsal(Bulk)
+    peer = stage.connect(window_bytes=5000)
+    peer.send(b"D")
+    heard = 0
+    for _ in range(40):
+        got = peer.received()
+        assert got == pattern(heard, len(got))
+        heard += len(got)
+        stage.migrate()
+        stage.run()
+    assert heard >= 40 * 5000
+    assert stage.program.stats()["bytes_sent"] >= heard
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_an_upload_is_taken_and_checked_through_migrations(wrong: int) -> None:
+    stage = Rehearsal(Bulk)
+    peer = stage.connect()
+    peer.send(b"U" + pattern(0, 9))
+    sent, words = 9, peer.received()
+    for piece in (1, 999, 70000):
+        data = pattern(sent, piece)
+        stage.migrate()
+        altered = bytes(byte ^ 1 for byte in data[:wrong]) + data[wrong:]
+        peer.send(altered if piece == 999 else data)
+        sent += piece
+        words += peer.received()
+    last = words[-16:]
+    assert len(words) % 16 == 0
+    assert (int.from_bytes(last[:8], "little"), int.from_bytes(last[8:], "little")) == (sent, wrong)
+    assert stage.program.stats() == {"bytes_sent": 0, "bytes_received": sent, "bytes_wrong": wrong}

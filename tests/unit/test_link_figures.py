@@ -5,11 +5,10 @@ from __future__ import annotations
 import jsonschema
 import pytest
 
-from netns.conditions import Conditions, ConditionsError
+from netns.conditions import Conditions
 from netns.link_figures import DirectionFigures, LinkFigures
 from netns.sounding import Sounded, Sounding
 from testbed.experiment.link_figures import link
-from testbed.lab.conditions import of_link
 from testbed.measure.result import schema
 from testbed.scenario.parts import Conditions as Part
 
@@ -64,11 +63,7 @@ def test_what_is_not_told_is_null_and_the_entry_fits_the_schema() -> None:
     jsonschema.validate(entry, {"$ref": "#/$defs/LinkFigures", "$defs": whole["$defs"]})
 
 
-def test_a_scenarios_conditions_are_those_of_the_directions_that_it_names() -> None:
-    part = Part.model_validate({"delay": "10ms", "loss": 0.01, "rate": "100mbit"})
-    assert of_link(part) == (ASKED, ASKED)
-    one_way = part.model_copy(update={"direction": "to-node"})
-    assert of_link(one_way) == (Conditions(), ASKED)
-    assert of_link(part.model_copy(update={"direction": "from-node"}), seed=0) == (ASKED, Conditions())
-    with pytest.raises(ConditionsError, match="reordering"):
-        of_link(Part.model_validate({"reorder": 0.5}))
+def test_a_scenarios_conditions_are_those_of_a_wire() -> None:
+    assert Part.model_validate({"delay": "10ms", "loss": 0.01, "rate": "100mbit"}).of_a_wire() == ASKED
+    with pytest.raises(ValueError, match="reorder: needs a delay"):
+        Part.model_validate({"reorder": 0.5})

@@ -41,6 +41,7 @@ TARGET = {
     "counts": {"frames_held": 2, "frames_released": 4, "frames_dropped": 0, "announcements_sent": 10},
 }
 TOLD = outcome.Told("host-a", "host-b", 0, 10_000_000, SOURCE, TARGET, EVENTS, 9, 600_000, "host-b")
+VM_OF = {"10.7.0.10": "vm1"}
 NO_GAP = model.Gap(p50=None, p99=None, max=None)
 
 
@@ -150,18 +151,19 @@ def test_the_gap_is_the_longest_wait_of_each_connection() -> None:
         "client1": summary([4_000_000, 9_000_000], [1_000_000, None]),
         "client2": summary([6_000_000, None], [2_000_000, 3_000_000]),
     }
-    clients = outcome.clients(summaries)
+    clients = outcome.clients(summaries, VM_OF)
     assert clients.gap_ms == model.Gap(p50=6.0, p99=9.0, max=9.0)
     assert clients.baseline_gap_ms == model.Gap(p50=1.0, p99=3.0, max=3.0)
-    assert outcome.gap_during(summaries, 0).max == 6.0
-    assert outcome.gap_during(summaries, 1).max == 9.0
+    assert outcome.gap_during(summaries, 0, VM_OF).max == 6.0
+    assert outcome.gap_during(summaries, 1, VM_OF).max == 9.0
 
 
 def verdicts(
     migration: model.Migration, *, hold: bool = True, faults: tuple[str, ...] = (), **counts: Any
 ) -> list[str]:
-    clients = outcome.clients({"client1": summary([1], [1], **counts)})
-    return [check.name for check in judge([migration], clients, faults, hold=hold) if not check.passed]
+    clients = outcome.clients({"client1": summary([1], [1], **counts)}, VM_OF)
+    checks = judge([migration], clients, faults, () if hold else ("vm1",))
+    return [check.name for check in checks if not check.passed]
 
 
 GOOD = made(replace(TOLD, source_answer=SOURCE | {"counts": {}}))
@@ -190,10 +192,10 @@ LEDGER = {"kind": "ledger", "acknowledged": 9}
 
 
 def test_a_ledger_tells_what_was_acknowledged_and_holds_the_store_to_it() -> None:
-    clients = outcome.clients({f"client{number}": summary([1], [1], **LEDGER) for number in (1, 2)})
+    clients = outcome.clients({f"client{number}": summary([1], [1], **LEDGER) for number in (1, 2)}, VM_OF)
     assert clients.acknowledged == 18
     assert clients.writes_lost == clients.writes_phantom == clients.ledgers_unsettled == 0
-    (check,) = [one for one in judge([GOOD], clients, (), ) if "acknowledged" in one.name]
+    (check,) = [one for one in judge([GOOD], clients, ()) if "acknowledged" in one.name]
     assert check.passed
     assert "of 18 acknowledged" in check.detail
 

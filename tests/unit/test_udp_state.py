@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netns.packet import VNET_HEADER_BYTES
 
+from netns.packet import VNET_HEADER_BYTES
 from testbed.udp import state
 from testbed.udp.frames import checksum, frames
 from testbed.udp.state import Datagram, SocketState, UdpStateError

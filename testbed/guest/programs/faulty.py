@@ -12,10 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 from testbed.guest.connections import Connection
+from testbed.guest.program import Sender
+from testbed.guest.programs.bulk import SENT as BULK_SENT
+from testbed.guest.programs.bulk import Bulk
 from testbed.guest.programs.echo import Echo
+from testbed.guest.programs.http import Http, Request
 from testbed.guest.programs.kv import OK, KeyValue
 from testbed.guest.programs.ramp import SENT, Ramp
 from testbed.guest.programs.resp import Dialect
+from testbed.measure.datagram import HEADER_BYTES, MARKER, parse
 from testbed.measure.pattern import pattern
 
 MIDST = 16
@@ -59,10 +64,12 @@ class Spoiler:
 
 
 class FaultyEcho(Echo):
-    """An echo that spoils some of what comes back."""
+    """An echo that spoils some of what comes back; of numbered datagrams it loses some, doubles some, and
+    alters the last byte of some, in turn."""
 
     def attach(self) -> None:
         self._spoiler = Spoiler(self.memory.words("faulty", 4), EVERY)
+        self._datagrams = self.memory.words("faulty.datagrams", 4)  # as a spoiler's
 
     def received(self, connection: Connection) -> None:
         data = bytes(connection.inbox)
@@ -71,8 +78,29 @@ class FaultyEcho(Echo):
         connection.send(data)
         connection.consume(len(connection.inbox))
 
+    def datagram(self, data: bytes, sender: Sender) -> None:
+        seen, words = parse(data), self._datagrams
+        if seen is None or seen.number == MARKER or len(data) <= HEADER_BYTES:
+            super().datagram(data, sender)  # nobody counts it
+            return
+        turn = words[TURNS] = words[TURNS] + 1
+        fault = 0 if turn % EVERY else 1 + turn // EVERY % 3
+        if fault:
+            words[fault] += 1
+        if fault == ALTERATION:
+            data = data[:-1] + bytes([data[-1] ^ 0x55])
+        for _ in range({LOSS: 0, DOUBLING: 2}.get(fault, 1)):
+            super().datagram(data, sender)
+
     def stats(self) -> dict[str, Any]:
-        return self._spoiler.stats()
+        """Bytes that were `lost`, `doubled` and `altered`; the same in datagrams."""
+        words = self._datagrams
+        return {
+            **self._spoiler.stats(),
+            "datagrams_lost": words[LOSS],
+            "datagrams_doubled": words[DOUBLING],
+            "datagrams_altered": words[ALTERATION],
+        }
 
 
 class FaultyRamp(Ramp):
@@ -95,6 +123,56 @@ class FaultyRamp(Ramp):
 
     def stats(self) -> dict[str, Any]:
         return {**super().stats(), **self._spoiler.stats()}
+
+
+class FaultyBulk(Bulk):
+    """A bulk program that spoils some of a download, and takes some of an upload for other than it was."""
+
+    def attach(self) -> None:
+        super().attach()
+        self._spoiler = Spoiler(self.memory.words("faulty", 4), EVERY)
+
+    def writable(self, connection: Connection) -> None:
+        fault = self._spoiler.due()
+        if fault is None:
+            super().writable(connection)
+            return
+        state = connection.state.cast("Q")
+        piece = pattern(state[BULK_SENT], 4 * MIDST)
+        connection.send(self._spoiler.spoil(piece, fault))
+        state[BULK_SENT] += len(piece)
+        self.totals[BULK_SENT] += len(piece)
+
+    def _take(self, connection: Connection, state: memoryview) -> None:
+        inbox = connection.inbox
+        if len(inbox) >= 3 * MIDST and self._spoiler.due() is not None:
+            inbox[:] = self._spoiler.spoil(bytes(inbox), ALTERATION)
+        super()._take(connection, state)
+
+    def stats(self) -> dict[str, Any]:
+        return {**super().stats(), **self._spoiler.stats()}
+
+
+class FaultyHttp(Http):
+    """A web server that forgets, for some requests, that there were any before: what it then answers counts
+    as altered, with all its bytes."""
+
+    def attach(self) -> None:
+        super().attach()
+        self._faults = self.memory.words("faulty", 2)  # requests; bytes of answers that forgot
+
+    def _serve(self, connection: Connection, request: Request) -> None:
+        turn = self._faults[0] = self._faults[0] + 1
+        if turn % EVERY:
+            super()._serve(connection, request)
+            return
+        self.requests.add()
+        body = b'{"requests": 0}\n'
+        self._faults[1] += len(body)
+        self._answer(connection, 200, body, kind="application/json", keep_alive=request.keep_alive)
+
+    def stats(self) -> dict[str, Any]:
+        return {**super().stats(), "altered": self._faults[1]}
 
 
 class FaultyStore(KeyValue):

@@ -43,7 +43,7 @@ def blackout_bar(parts: Mapping[str, float], total_ms: float) -> str:
             f'<rect class="part{number % PARTS}" x="{at:.2f}" y="0" width="{max(width - 1, 0.4):.2f}" '
             f'height="44" rx="2">{title}</rect>'
         )
-        if width > 58:
+        if width > 66:
             pieces.append(f'<text class="on-part" x="{at + width / 2:.1f}" y="19">{escape(name)}</text>')
             pieces.append(
                 f'<text class="on-part strong" x="{at + width / 2:.1f}" y="34">{format_ms(ms)}</text>'

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from testbed.measure.continuity import Waits, closed_loop, open_loop
+from testbed.measure.continuity import Waits, closed_loop, open_loop, packets
 
 MOST_DOTS = 60_000
 COLUMNS = 1000
@@ -29,6 +29,10 @@ NEAR_NS = 60_000_000
 
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+
+PACKETS = ("udp", "icmp")
+"""Kinds of probe whose messages may be lost: one waits from arrival to arrival."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,11 @@ def of_client(arrays: dict[str, Any], kinds: Sequence[str]) -> tuple[list[Waits]
         sent, received = arrays["sent_ns"][chosen], arrays["received_ns"][chosen]
         connection, here = arrays["connection"][chosen], told[chosen]
         kind = kinds[number] if number < len(kinds) else ""
-        if kind == "open-loop":
-            interval_ns = int(intervals[number]) if number < len(intervals) else _interval(sent, connection)
+        interval_ns = int(intervals[number]) if number < len(intervals) else _interval(sent, connection)
+        if kind in PACKETS:
+            found = packets(sent, received, here, connection, max(interval_ns, 1))
+            here = np.ones(len(found), np.bool_)  # what was lost is a longer wait
+        elif kind == "open-loop":
             found = open_loop(sent, received, connection, max(interval_ns, 1))
             order = np.argsort(connection, kind="stable")
             same = connection[order][1:] == connection[order][:-1]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from testbed.measure.result import SCHEMA_VERSION
+from testbed.report.page import words
 from testbed.report.page.sieve import Event, Events, Sieve
 
 RESULT = "result.json"
@@ -23,6 +24,10 @@ EVENTS = "events.jsonl"
 CHUNK_BYTES = 1 << 23
 MOST_LOG_BYTES = 20_000
 """Of each log so much of its end is shown."""
+
+LISTS = ("migrations", "checks", "links", "programs", "captures")
+OBJECTS = ("clients", "network", "ram", "guest", "options", "environment", "scenario", "instrument")
+"""The parts of a result that are lists of objects, and those that are objects."""
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -81,7 +86,16 @@ def _read_result(path: Path, missing: list[str]) -> dict[str, Any] | None:
             f"{RESULT} is of schema {version}, this testbed knows up to {SCHEMA_VERSION}: what is new in it "
             "is not shown."
         )
-    return result
+    return _in_shape(result)
+
+
+def _in_shape(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with lists of dictionaries and dictionaries where there are to be such: null and what else
+    another version may have put there is left out."""
+    shaped = {key: value for key, value in result.items() if key not in (*LISTS, *OBJECTS)}
+    shaped |= {key: words.dicts(result.get(key)) for key in LISTS if result.get(key) is not None}
+    shaped |= {key: result[key] for key in OBJECTS if isinstance(result.get(key), dict)}
+    return shaped
 
 
 def _read_events(path: Path, missing: list[str]) -> Events:
@@ -121,7 +135,7 @@ def _parsed(lines: list[bytes]) -> tuple[list[Event], int]:
         found = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
         found = [_parsed_line(line) for line in lines]
-    events = [one for one in found if _is_event(one)]
+    events = _events(found)
     return events, len(lines) - len(events)
 
 
@@ -137,12 +151,19 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _is_event(one: object) -> bool:
-    return (
-        isinstance(one, dict)
+    return bool(_events([one]))
+
+
+def _events(found: list[Any]) -> list[Event]:
+    """Those that are events. One comprehension: it is walked a million times."""
+    return [
+        one
+        for one in found
+        if type(one) is dict
         and type(one.get("t_ns")) is int
-        and isinstance(one.get("event"), str)
-        and isinstance(one.get("source"), str)
-    )
+        and type(one.get("event")) is str
+        and type(one.get("source")) is str
+    ]
 
 
 def _read_samples(path: Path, missing: list[str]) -> Arrays | None:
@@ -161,21 +182,13 @@ def _read_samples(path: Path, missing: list[str]) -> Arrays | None:
 def _tell_absent_clients(
     result: dict[str, Any] | None, events: Events, samples: dict[str, Arrays], missing: list[str]
 ) -> None:
-    rows = _of(result or {}, "clients", "each")
-    named = {str(row.get("client")) for row in rows if isinstance(row, dict)} if rows else set()
+    named = {str(row.get("client")) for row in words.dicts(((result or {}).get("clients") or {}).get("each"))}
     named |= {one["source"] for one in events.of("probes-begin")}
     untold = sorted(
         one for one in named - samples.keys() if not any(f"{one}.npz" in line for line in missing)
     )
     if untold:
         missing.append(f"No samples of {', '.join(untold)}: their requests are not shown one by one.")
-
-
-def _of(value: Any, *path: str) -> Any:
-    """The member at `path`, None where there is no such."""
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _read_logs(path: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ Times are microseconds from the run's origin. Arrays are base64 of little-endian
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from testbed.report.page.sieve import MOST_OF_A_KIND, STORY, Event, Events
 
 MOST_MAP_BYTES = 1_000_000
 """Of all maps of pages together; if they are more, cells are merged."""
+MOST_BUCKETS = 50_000
 MARK_FIELDS = ("pages", "connections", "frames", "devices", "bytes")
 COUNT_COLUMNS = 500
 
@@ -104,6 +105,7 @@ def _move(move: story.Move, clock: Clock, maps: Maps) -> dict[str, Any]:
         "pause": us(pause_ns),
         "resume": us(move.resume_ns),
         "deleted": told.get("deleted"),
+        "ram_pages": int((told.get("ram") or {}).get("bytes") or 0) // 4096,
         "phases": [
             [one["host"], one["phase"], us(one["begin_ns"]), us(one["end_ns"]), one["error"]]
             for one in story.phases(move)
@@ -202,6 +204,24 @@ def merge(cells: page_map.Cells, factor: int) -> page_map.Cells:
     padded = np.concatenate((cells, np.zeros(-len(cells) % factor, np.uint8))).reshape(-1, factor)
     mean = padded.mean(axis=1).astype(np.uint8)
     return np.where(padded.any(axis=1), np.maximum(mean, 1), 0).astype(np.uint8)
+
+
+def flows(samples: Mapping[str, Mapping[str, Any]], clock: Clock) -> list[dict[str, Any]]:
+    """Bulk transfers: for each connection of a client the bytes of every millisecond; of a very long one, of
+    every `bucket_us`."""
+    found = []
+    for client, arrays in samples.items():
+        for name in arrays:
+            number = name.removeprefix("bytes_per_ms_")
+            begin = arrays.get(f"bytes_per_ms_begin_ns_{number}")
+            if number == name or begin is None or not len(arrays[name]):
+                continue
+            factor = -(-len(arrays[name]) // MOST_BUCKETS)
+            padded = np.concatenate((arrays[name], np.zeros(-len(arrays[name]) % factor, arrays[name].dtype)))
+            each = padded.reshape(-1, factor).sum(axis=1)
+            flow = {"client": client, "connection": number, "begin": clock.us(int(begin))}
+            found.append(flow | {"bucket_us": 1000 * factor, "bytes": packed("u32", each)})
+    return found
 
 
 def others(events: Events, clock: Clock) -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from testbed.report.page import dots, words
 from testbed.report.page import folder as run_folder
 from testbed.report.page.folder import NotARun
 from testbed.report.page.tables import Table
@@ -16,6 +17,8 @@ from testbed.report.page.words import DEFINITIONS
 
 PAGE = "report.html"
 COMPARISON = "comparison.json"
+MOST_DOTS_OF_ALL = 4 * dots.MOST_DOTS
+"""Of several runs on one page, each tells so many fewer requests one by one."""
 PARTS = Path(__file__).with_name("parts")
 SCRIPTS = (
     "base.js",
@@ -39,6 +42,7 @@ class Beside:
     tables: list[Table] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    method: str = ""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -62,8 +66,21 @@ def _common(folders: Sequence[Path]) -> Path:
 def page(folders: Sequence[Path]) -> str:
     """The page as text."""
     runs, beside = _unfolded(folders)
-    views = [view(run_folder.read(one)) for one in runs]
-    return _rendered(views, beside)
+    most_dots = min(dots.MOST_DOTS, MOST_DOTS_OF_ALL // max(len(runs), 1))
+    return _rendered([_viewed(one, most_dots) for one in runs], beside)
+
+
+def _viewed(path: Path, most_dots: int) -> View:
+    """What the page says of a run. A result that has another shape than any that this testbed knows is left
+    out and told: the events and samples beside it are still worth a look."""
+    found = run_folder.read(path)
+    try:
+        return view(found, most_dots)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if found.result is None:
+            raise
+        strange = f"result.json is not understood ({type(error).__name__}: {error}). Figures are missing."
+        return view(replace(found, result=None, missing=[*found.missing, strange]), most_dots)
 
 
 def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
@@ -84,14 +101,19 @@ def _unfolded(folders: Sequence[Path]) -> tuple[list[Path], Beside]:
 
 
 def _beside(told: dict[str, Any], names: list[str]) -> Beside:
-    sentences = [
-        str(one.get("sentence"))
-        for one in told.get("differences", [])
-        if isinstance(one, dict) and one.get("real")
-    ]
-    variants = [one for one in told.get("variants", []) if isinstance(one, dict)]
+    judged = [*words.dicts(told.get("effects")), *words.dicts(told.get("differences"))]
+    sentences = [str(one.get("sentence")) for one in judged if one.get("real")]
+    variants = words.dicts(told.get("variants"))
     title = f"{' and '.join(str(one.get('label')) for one in variants)}, {told.get('repeats')} runs each"
-    return Beside(title, sentences, [_medians(variants)] if variants else [], names)
+    missing = [
+        f"{one.get('folder')}: {one['error']}" for one in words.dicts(told.get("runs")) if one.get("error")
+    ]
+    if told.get("complete") is False:
+        missing.append("The comparison was ended before all runs were made: what there was is compared.")
+    if int(told.get("workers") or 1) > 1:
+        missing.append("Labs ran beside each other: their times are spoiled and not compared.")
+    tables = [_medians(variants)] if variants else []
+    return Beside(title, sentences, tables, names, missing, str(told.get("method") or ""))
 
 
 def _medians(variants: Sequence[dict[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,15 +48,16 @@ class Sieve:
         self._kinds: dict[str, Kind] = {}
 
     def take(self, events: Iterable[Event]) -> None:
+        groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
-            kind = self._kinds.get(event["event"])
-            if kind is None:
-                kind = self._kinds[event["event"]] = Kind()
-            kind.times_ns.append(event["t_ns"])
-            if event["event"] in STORY:
-                self._story.append(event)
-            elif len(kind.times_ns) <= MOST_OF_A_KIND:
-                kind.first.append(event)
+            groups[event["event"]].append(event)
+        for name, group in groups.items():
+            kind = self._kinds.setdefault(name, Kind())
+            if name in STORY:
+                self._story += group
+            else:
+                kind.first += group[: MOST_OF_A_KIND - len(kind.first)]
+            kind.times_ns.extend([event["t_ns"] for event in group])
 
     def events(self) -> Events:
         story = sorted(self._story, key=lambda one: one["t_ns"])

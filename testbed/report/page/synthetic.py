@@ -124,6 +124,7 @@ def _result(requests: int) -> dict[str, Any]:
     gap = {"p50": 5.1, "p99": 5.2, "max": LONGEST_NS / 1e6}
     migration = {
         "outcome": "completed", "source": "host-a", "target": "host-b", "deleted": True, "blackout_ms": 5.0,
+        "ram": {"bytes": RAM_PAGES * 4096},
         "blackout_parts_ms": {"cut off": 0.3, "last pages": 0.9, "freeze": 0.8, "thaw": 1.6, "commit": 0.6,
                               "resume": 0.8},
         "network": {"frames_held": 9, "frames_released": 9, "frames_dropped": 0, "switch_relearned_ms": 2.9},

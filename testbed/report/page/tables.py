@@ -26,11 +26,6 @@ class Table:
     figures: bool = True
 
 
-def dicts(value: Any) -> list[dict[str, Any]]:
-    """The dictionaries of a list; none where it is no list."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def rounds(move: story.Move) -> Table:
     rows = []
     for one in story.rounds(move):
@@ -41,10 +36,10 @@ def rounds(move: story.Move) -> Table:
     return Table("Rounds", columns, rows)
 
 
-def predicted(told: Mapping[str, Any]) -> Table | None:
-    """Predicted beside measured, of whatever the prediction names and the migration measured."""
-    predicted = told.get("predicted")
-    if not isinstance(predicted, Mapping):
+def predicted(told: Told) -> Table | None:
+    """What was predicted before anything moved, from its lowest to its highest, beside what was measured."""
+    prediction = told.get("predicted")
+    if not isinstance(prediction, Mapping):
         return None
     measured = {
         "rounds": len(told.get("rounds") or []),
@@ -54,12 +49,24 @@ def predicted(told: Mapping[str, Any]) -> Table | None:
     }
     rows = []
     for key, found in measured.items():
-        guess = predicted.get(key)
-        guess = len(guess) if isinstance(guess, list) else guess
-        if isinstance(guess, int | float) and found is not None:
-            name, shown = words.option(key, guess)
-            rows.append([name, shown, words.option(key, found)[1]])
-    return Table("Predicted and measured", ["", "predicted", "measured"], rows) if rows else None
+        span = prediction.get(key)
+        if isinstance(span, Mapping) and found is not None:
+            low, likely, high = (_figure(key, span.get(part)) for part in ("low", "likely", "high"))
+            shown = likely if low == high else f"{likely} ({low} to {high})"
+            rows.append([words.option(key, 0)[0], shown, _figure(key, found)])
+    columns = ["", "predicted", "measured"]
+    return (
+        Table("Predicted and measured", columns, rows, str(prediction.get("sentence") or ""))
+        if rows
+        else None
+    )
+
+
+def _figure(key: str, value: Any) -> str:
+    """A figure as people read it; a likely count need not be whole."""
+    if "_" not in key and isinstance(value, int | float):
+        return f"{value:.3g}"
+    return words.option(key, value)[1]
 
 
 MORE_OF_CLIENTS = {
@@ -68,7 +75,9 @@ MORE_OF_CLIENTS = {
     "lost": "lost",
     "reordered": "reordered",
     "duplicated": "duplicated",
+    "rate_mbit": "rate before, during, after",
     "stalled_ms": "stalled",
+    "statuses": "statuses",
 }
 """What some kinds of probe know besides: a column each, where any does."""
 
@@ -76,7 +85,7 @@ MORE_OF_CLIENTS = {
 def clients(result: Told | None) -> Table | None:
     """A row for each client and kind of probe."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in words.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     if not groups:
         return None
@@ -95,13 +104,36 @@ def clients(result: Told | None) -> Table | None:
             _most(rows, "baseline_wait_ms"),
             str(_sum(rows, "retransmits")),
             str(sum(row.get("broken") is not None for row in rows)),
-            *(_most(rows, key) if key.endswith("_ms") else str(_sum(rows, key)) for key in more),
+            *(_more(rows, key) for key in more),
         ]
         for (client, probe), rows in sorted(
             groups.items(), key=lambda one: (dots.natural(one[0][0]), one[0][1])
         )
     ]
     return Table("Every client", [*columns, *(MORE_OF_CLIENTS[key] for key in more)], found)
+
+
+def _more(rows: Sequence[Told], key: str) -> str:
+    """One of MORE_OF_CLIENTS over the connections of a probe: of a distribution the median and the longest,
+    of rates the sums, of the rest the longest or the sum."""
+    known = [row[key] for row in rows if row.get(key) is not None]
+    parts = [one for one in known if isinstance(one, Mapping)]
+    if not parts:
+        return _most(rows, key) if key.endswith("_ms") else str(_sum(rows, key)) if known else "-"
+    if key == "rate_mbit":
+        spans = [[float(one[span]) for one in parts if one.get(span) is not None] for span in RATE_SPANS]
+        return ", ".join(format_rate(sum(span) * 1e6) if span else "-" for span in spans)
+    if key == "statuses":
+        codes = sorted({str(code) for one in parts for code in one})
+        return ", ".join(f"{code}: {sum(int(one.get(code) or 0) for one in parts):,}" for code in codes)
+    most = [
+        max((float(one[part]) for one in parts if one.get(part) is not None), default=0.0)
+        for part in ("p50", "max")
+    ]
+    return f"{format_ms(most[0])} (at most {format_ms(most[1])})"
+
+
+RATE_SPANS = ("before", "during", "after")
 
 
 def _sum(rows: Sequence[Told], key: str) -> int:
@@ -118,10 +150,10 @@ def network(result: Told | None) -> list[Table]:
     found = result or {}
     made = [
         _counts(found),
-        _beliefs(dicts(found.get("migrations"))),
-        _links(dicts(found.get("links"))),
-        _programs(dicts(found.get("programs"))),
-        _captures(dicts(found.get("captures"))),
+        _beliefs(words.dicts(found.get("migrations"))),
+        _links(words.dicts(found.get("links"))),
+        _programs(words.dicts(found.get("programs"))),
+        _captures(words.dicts(found.get("captures"))),
     ]
     return [one for one in made if one is not None]
 
@@ -153,7 +185,7 @@ def _beliefs(migrations: Sequence[Told]) -> Table | None:
     several = len(migrations) > 1
     rows = []
     for number, one in enumerate(migrations, 1):
-        for change in dicts(one.get("tables")):
+        for change in words.dicts(one.get("tables")):
             at_ms = change.get("at_ms")
             when = "-" if at_ms is None else f"{'+' if at_ms >= 0 else '−'}{format_ms(abs(float(at_ms)))}"
             before, now = (str(change.get(key) or "no entry") for key in ("was", "now"))
@@ -268,11 +300,39 @@ def _cut(table: Table) -> Table:
     return Table(table.title, table.columns, table.rows[:MOST_ROWS], note, table.figures)
 
 
-def options(result: Told | None) -> Table | None:
-    """What was asked of the run, by the options of the command."""
-    asked = (result or {}).get("options") or {}
-    rows = [list(words.option(str(key), value)) for key, value in asked.items()]
+def asked(result: Told | None) -> Table | None:
+    """What was asked of the run: the options of the command, or the parts of a scenario."""
+    options = (result or {}).get("options") or {}
+    rows = [list(words.option(str(key), value)) for key, value in options.items()]
+    if not rows:
+        rows = _parts((result or {}).get("scenario") or {})
     return Table("What was asked", ["", ""], rows, figures=False) if rows else None
+
+
+def _parts(scenario: Told) -> Rows:
+    """A row for each part of a scenario: what stands in its file, without what is told elsewhere."""
+    rows = []
+    for key, value in scenario.items():
+        if key in ("name", "shows", "expect"):
+            continue
+        several = words.dicts(value)
+        for number, one in enumerate(several, 1):
+            name = f"{key} {one.get('name') or (number if len(several) > 1 else '')}".strip()
+            rows.append([name, _told({inner: of for inner, of in one.items() if inner != "name"})])
+        if not several and value not in ([], {}, None):
+            rows.append([key, _told(value)])
+    return rows
+
+
+def _told(value: Any) -> str:
+    """Whatever a scenario's file may hold, in a line."""
+    if isinstance(value, Mapping):
+        given = {key: _told(one) for key, one in value.items() if one not in ("", None, [], {}, False)}
+        return ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in given.items())
+    if isinstance(value, list):
+        between = " " if all(isinstance(one, str) for one in value) else "; "
+        return between.join(_told(one) for one in value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def environment(result: Told | None) -> Table | None:

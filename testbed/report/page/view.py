@@ -67,14 +67,14 @@ class View:
     summary: dict[str, str] = field(default_factory=dict)
 
 
-def view(folder: RunFolder) -> View:
-    """What the page says of this run, as far as its folder tells."""
+def view(folder: RunFolder, most_dots: int = dots.MOST_DOTS) -> View:
+    """What the page says of this run, as far as its folder tells; so many requests one by one."""
     result = folder.result
     told = [one for one in (result or {}).get("migrations") or [] if isinstance(one, dict)]
     moves = story.moves(folder.events.story, told)
     requests = dots.gather(folder.samples, _kinds(folder))
     clock = _clock(folder, requests)
-    data = _data(folder, moves, requests, clock)
+    data = _data(folder, moves, requests, clock, most_dots)
     text, passed = words.verdict(result)
     scenario = (result or {}).get("scenario") or {}
     return View(
@@ -91,7 +91,7 @@ def view(folder: RunFolder) -> View:
         clients=tables.clients(result),
         network=tables.network(result),
         checks=[(bool(one.get("passed")), *words.check(one)) for one in (result or {}).get("checks") or []],
-        asked=tables.options(result),
+        asked=tables.asked(result),
         environment=tables.environment(result),
         logs=folder.logs,
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -108,22 +108,26 @@ def _clock(folder: RunFolder, requests: dots.Requests) -> packed.Clock:
 
 
 def _data(
-    folder: RunFolder, moves: Sequence[story.Move], requests: dots.Requests, clock: packed.Clock
+    folder: RunFolder,
+    moves: Sequence[story.Move],
+    requests: dots.Requests,
+    clock: packed.Clock,
+    most_dots: int,
 ) -> dict[str, Any]:
     blackouts = [(one.pause_ns, one.resume_ns or one.pause_ns) for one in moves if one.pause_ns is not None]
-    chosen, rest = dots.sort_out(requests, blackouts, (clock.begin_ns, clock.end_ns))
+    chosen, rest = dots.sort_out(requests, blackouts, (clock.begin_ns, clock.end_ns), most_dots)
     result = folder.result or {}
     told = packed.moves(moves, folder.events.of("forwarding"), clock)
     return {
         "name": folder.name,
         "span": clock.us(clock.end_ns),
         "unit_us": clock.unit_us,
-        "ram_pages": int((result.get("ram") or {}).get("bytes") or 0) // 4096,
         "mode": result.get("mode"),
         "normally": words.waits(result.get("clients") or {})[1],
         "topology": topology(folder, moves),
         "moves": told,
         "requests": packed.requests(requests, chosen, rest, clock),
+        "flows": packed.flows(folder.samples, clock),
         "others": packed.others(folder.events, clock),
     }
 
@@ -133,12 +137,13 @@ def topology(folder: RunFolder, moves: Sequence[story.Move]) -> dict[str, Any]:
     result = folder.result or {}
     scenario, options = result.get("scenario") or {}, result.get("options") or {}
     hosts = scenario.get("hosts") or [host for move in moves for host in (move.source, move.target)]
-    named = {one.get("name"): one for one in tables.dicts(scenario.get("clients") or scenario.get("client"))}
-    rows = tables.dicts((result.get("clients") or {}).get("each"))
+    named = {one.get("name"): one for one in words.dicts(scenario.get("client"))}
+    rows = words.dicts((result.get("clients") or {}).get("each"))
     clients = {*folder.samples, *(str(one.get("client")) for one in rows)}
     on = {name: (named.get(name) or {}).get("on") for name in clients}
-    disks = [options, *tables.dicts(scenario.get("vms") or scenario.get("vm"))]
-    storage = result.get("mode") == "quick" or any(one.get("disk_bytes") or one.get("disk") for one in disks)
+    vms = words.dicts(scenario.get("vm"))
+    disks = [words.size_of(one.get("disk")) for one in vms] or [int(options.get("disk_bytes") or 0)]
+    storage = result.get("mode") == "quick" or any(disks)
     return {
         "hosts": sorted(dict.fromkeys(str(host) for host in hosts)) or ["host-a", "host-b"],
         "clients": [
@@ -166,7 +171,7 @@ def _kinds(folder: RunFolder) -> dict[str, list[str]]:
 def _kinds_by_rows(folder: RunFolder, client: str, arrays: Mapping[str, Any]) -> list[str]:
     rows = [
         str(one.get("probe"))
-        for one in tables.dicts(((folder.result or {}).get("clients") or {}).get("each"))
+        for one in words.dicts(((folder.result or {}).get("clients") or {}).get("each"))
         if one.get("client") == client
     ]
     numbers = arrays.get("probe", np.zeros(1, np.int64))
@@ -281,7 +286,7 @@ def _strips(
     migrations; without samples there is only the longest, as the result tells it."""
     quiet = _quiet(requests, moves)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in tables.dicts(((result or {}).get("clients") or {}).get("each")):
+    for row in words.dicts(((result or {}).get("clients") or {}).get("each")):
         groups.setdefault((str(row.get("client")), str(row.get("probe"))), []).append(row)
     strips = []
     names = list(requests.names) or sorted({client for client, _ in groups}, key=dots.natural)

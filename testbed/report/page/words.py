@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from testbed.scenario.units import format_ms, format_rate, format_size
+from testbed.scenario.units import format_ms, format_rate, format_size, parse_size
 
 Told = Mapping[str, Any]
+
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The dictionaries of a list; none where it is no list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def size_of(text: Any) -> int:
+    """A size of a scenario in bytes; 0 where it is none."""
+    try:
+        return parse_size(str(text))
+    except ValueError:
+        return 0
+
 
 CHECKS = {
     "migrated": ("The guest moved.", "The guest did not move as asked."),

@@ -5,14 +5,14 @@
 const NEVER = 0, TO_COPY = 1, COPIED = 2, DIRTY = 3, LAST = 4;
 
 class Film {
-  constructor(move, ramPages) {
+  constructor(move) {
     this.move = move;
     this.marks = new Map(move.marks.map(([name, , at, fields]) => [name, {at, ...fields}]).reverse());
     this.rounds = move.rounds;
     this.maps = this.rounds.map(round => round.map && this.cells(round.map));
     this.cellCount = this.maps.reduce((most, map) => Math.max(most, map ? map.length : 0), 0);
     this.orders = this.maps.map(map => map ? [...map.keys()].filter(i => map[i]) : []);
-    this.cellPages = this.cellCount && ramPages ? Math.ceil(ramPages / this.cellCount) : 0;
+    this.cellPages = this.cellCount && move.ram_pages ? Math.ceil(move.ram_pages / this.cellCount) : 0;
     this.state = new Uint8Array(this.cellCount);
     this.arrived = new Uint8Array(this.cellCount);
     this.returned = move.outcome !== "completed";
@@ -142,7 +142,7 @@ class Film {
     say(this.mark("claimed"), `The storage says: it is ${target}'s.`);
     say(this.mark("committed"), `Commit: from here on the guest is ${target}'s.`);
     say(this.mark("opened"), `Its port at ${target} is open.`);
-    say(this.mark("frames-released"), `${many(this.marks.get("frames-released")?.frames ?? 0)} held frames are given to it, in their order.`);
+    say(this.mark("frames-released"), "The frames that were held are given to it, in their order.");
     say(this.mark("resumed"), `The guest runs at ${target}. The blackout is over.`);
     say(this.mark("running-again"), `Taken back: the guest runs on at ${source}.`);
     if (!this.returned) {

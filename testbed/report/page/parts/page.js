@@ -114,5 +114,6 @@ function start() {
     if (tabs.length) chooseTab(tabs, Math.max(0, tabs.findIndex(tab => tab.getAttribute("aria-selected") === "true")));
     redrawAll();
   });
+  window.report = {runs, colour};  // for whoever opens the console, and for tests
   document.documentElement.dataset.ready = "yes";
 }

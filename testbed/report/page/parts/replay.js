@@ -10,7 +10,7 @@ class Replay {
     this.reduced = matchMedia("(prefers-reduced-motion: reduce)");
     this.onMoment = () => {};
     const find = name => root.querySelector(`.${name}`);
-    Object.assign(this, {playButton: find("play"), slider: find("slider"), clock: find("clock"), caption: find("caption"), pace: find("pace"), chapters: find("chapters"), steps: find("steps"), speed: find("speed"), slow: find("slow")});
+    Object.assign(this, {playButton: find("play"), slider: find("slider"), clock: find("clock"), caption: find("caption"), pace: find("pace"), chapters: find("chapters"), steps: find("steps"), speed: find("speed"), slow: find("slow"), cell: find("cell")});
     this.playButton.addEventListener("click", () => this.playing ? this.stop() : this.play());
     this.slider.addEventListener("input", () => { this.stop(); this.seek(+this.slider.value); });
     this.slow.addEventListener("change", () => this.load(this.at));
@@ -25,10 +25,11 @@ class Replay {
   // Take up the chosen migration; stay at a moment where one is given.
   load(at = null) {
     const {move} = this.run;
-    this.film = new Film(move, this.run.data.ram_pages);
+    this.film = new Film(move);
     this.warp = this.slow.checked ? Warp.of(move, this.run.data.span) : Warp.even(Math.max(0, move.begin - 300000), Math.max(move.end, move.announced.at(-1)?.[0] ?? 0) + 300000);
     this.slider.max = this.warp.length;
     this.slider.step = this.warp.length / 4000;
+    this.cell.textContent = this.film.cellPages ? `a cell is ${many(this.film.cellPages)} page${this.film.cellPages > 1 ? "s" : ""} of 4 KiB` : "";
     this.listChapters();
     this.listSteps();
     const blackout = move.pause !== null && move.resume !== null ? move.pause + (move.resume - move.pause) * 0.3 : move.begin;

@@ -46,7 +46,8 @@ class Requests {
   }
 
   kind(i) { return (this.kinds[this.client[i]] ?? [])[this.probe[i]] || "probe"; }
-  isSteady(i) { return this.kind(i) === "open-loop"; }
+  // Whether it waits from delivery to delivery, and not for an answer.
+  isSteady(i) { return ["open-loop", "udp", "icmp"].includes(this.kind(i)); }
 
   describe(i) {
     const kind = this.kind(i);

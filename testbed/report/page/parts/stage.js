@@ -20,6 +20,7 @@ class Stage {
     this.drawSwitch();
     this.clients.forEach(one => this.drawClient(one));
     this.hosts.forEach(one => this.drawHost(one));
+    this.others.forEach(one => this.drawOther(one));
     this.drawWire();
     if (this.store) this.drawStore();
     if (!still) this.drawRipples();
@@ -46,7 +47,10 @@ class Stage {
     this.hosts = pair.map((name, i) => ({name, ...host, x: left + i * (host.width + between)}));
     let bottom = host.y + host.height + (narrow ? 44 : 14);
     this.wireY = narrow ? host.y + host.height + 22 : host.y + host.height * 0.5;
-    this.others = others;
+    this.others = others.map((name, i) => narrow
+      ? {name, x: left + i * 84, y: bottom, width: 78, height: 26}
+      : {name, x: width - 112 - Math.floor(i / 3) * 118, y: top - 14 + (i % 3) * 31, width: 112, height: 26});
+    if (narrow && others.length) bottom += 36;
     this.store = topology.storage ? {x: width / 2 - 90, y: bottom + 14, width: 180, height: 44} : null;
     if (this.store) bottom += 66;
     this.height = bottom + 4;
@@ -154,12 +158,21 @@ class Stage {
     this.drawGuest(guest, role, state);
   }
 
+  // A host that has no part in this migration.
+  drawOther(one) {
+    const middle = one.y + one.height / 2;
+    if (!this.narrow) this.line([[this.switch.x + this.switch.width, this.switch.y + this.switch.height / 2], [one.x, middle]], colour("line"), 2);
+    this.box(one, colour("host"), colour("edge"), {radius: 6});
+    write(this.context, one.name, one.x + one.width / 2, middle, {size: 12, align: "center", fill: "dim", most: one.width - 8});
+  }
+
   drawHold(host) {
     const text = this.narrow ? "holds frames" : "▮▮ holds frames for the guest", size = 11;
     this.context.font = `600 ${size}px ${FONT}`;
     const width = this.context.measureText(text).width + 20;
-    this.box({x: host.x + host.width / 2 - width / 2, y: host.y - 12, width, height: 22}, colour("hold"), null, {radius: 11});
-    write(this.context, text, host.x + host.width / 2, host.y - 0.5, {size, align: "center", fill: "on-bar", weight: 600});
+    const y = host.y - (this.narrow ? 22 : 12);
+    this.box({x: host.x + host.width / 2 - width / 2, y, width, height: 22}, colour("hold"), null, {radius: 11});
+    write(this.context, text, host.x + host.width / 2, y + 11.5, {size, align: "center", fill: "on-bar", weight: 600});
   }
 
   drawGuest(place, role, state) {

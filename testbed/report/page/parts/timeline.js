@@ -2,7 +2,7 @@
 // from the whole run to a fraction of a millisecond. Requests are dots (when, how long), or bars of their
 // connections from the sending to the answer.
 
-const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48;
+const LANE = 26, GUTTER = 86, AXIS = 26, NEAR = 7, MOST_ROWS = 48, FLOW = 56;
 const TABLES = {"neighbour": "client0", "forwarding": "relearn", "announcement-seen": "announce"};  // and their colours
 
 class Timeline {
@@ -12,6 +12,7 @@ class Timeline {
     this.tip = root.querySelector(".tip");
     this.status = root.querySelector(".shown");
     this.hidden = new Set();
+    this.flows = run.data.flows.map(flow => { const bytes = unpack(flow.bytes); return {...flow, bytes, most: bytes.reduce((a, b) => Math.max(a, b), 1)}; });
     this.rows = new Rows(run.requests);
     this.styles = [...root.querySelectorAll("[data-style]")];
     this.styles.forEach(button => button.addEventListener("click", () => { this.choose(button.dataset.style); this.draw(); }));
@@ -95,7 +96,9 @@ class Timeline {
     this.left = box < 520 ? 52 : GUTTER;
     this.width = box - this.left - 8;
     const lanes = this.lanes();
-    this.plotTop = AXIS + lanes.length * LANE + 26;
+    let below = AXIS;
+    for (const lane of lanes) { lane.top = below; lane.height ??= LANE; below += lane.height; }
+    this.plotTop = below + 26;
     this.plotHeight = this.style === "rows" ? Math.max(140, this.rows.count * this.rows.height(box)) : box < 520 ? 220 : 280;
     const context = prepared(this.canvas, box, this.plotTop + this.plotHeight + 30);
     this.hits = [];
@@ -105,25 +108,54 @@ class Timeline {
     context.beginPath();
     context.rect(this.left, 0, this.width, 4000);
     context.clip();
-    lanes.forEach((lane, number) => lane.draw(context, AXIS + number * LANE));
+    lanes.forEach(lane => lane.draw(context, lane.top));
     context.restore();
-    lanes.forEach((lane, number) => write(context, lane.name, this.left - 8, AXIS + number * LANE + LANE / 2, {size: 11.5, align: "right", fill: "dim", most: this.left - 10}));
+    lanes.forEach(lane => write(context, lane.name, this.left - 8, lane.top + lane.height / 2, {size: 11.5, align: "right", fill: "dim", most: this.left - 10}));
     this.drawRequests(context);
     this.drawCursor(context);
   }
 
   lanes() {
-    const moves = this.run.data.moves, hosts = this.run.data.topology.hosts;
+    // Guests that move at once would lie upon each other: those of the chosen one have lanes, the others one.
+    const moved = this.run.data.moves, vm = this.move?.vm ?? null;
+    const moves = moved.filter(one => one.vm === vm), rest = moved.filter(one => one.vm !== vm);
+    const hosts = this.run.data.topology.hosts;
     const lanes = hosts.map(host => ({name: host, draw: (context, y) => moves.forEach(move => this.drawPhases(context, y, move, host))}));
     lanes.push({name: "rounds", draw: (context, y) => moves.forEach(move => this.drawRounds(context, y, move))});
     const {others: all} = this.run.data, tables = all.filter(one => one.kind in TABLES);
     lanes.push({name: "network", draw: (context, y) => {
       moves.forEach(move => this.drawNetwork(context, y, move, tables.some(one => one.kind === "forwarding")));
     }});
+    if (rest.length) lanes.push({name: "other guests", draw: (context, y) => rest.forEach(move => this.drawOther(context, y, move))});
     if (tables.length) lanes.push({name: "tables", draw: (context, y) => this.drawOthers(context, y, tables)});
     const others = all.filter(one => !(one.kind in TABLES) && !["probes-begin", "probes-end"].includes(one.kind));
     if (others.length) lanes.push({name: "events", draw: (context, y) => this.drawOthers(context, y, others)});
+    for (const flow of this.flows) lanes.push({name: flow.client, height: FLOW, draw: (context, y) => this.drawFlow(context, y, flow)});
     return lanes;
+  }
+
+  // Throughput: from the least to the most of the milliseconds that a pixel stands for, so that a stall shows.
+  drawFlow(context, y, flow) {
+    const number = this.run.requests.names.indexOf(flow.client), tall = FLOW - 22, base = y + FLOW - 3;
+    const fill = number < 0 ? colour("dim") : clientColour(number), place = us => (us - flow.begin) / flow.bucket_us;
+    for (let x = this.left; x < this.left + this.width; x++) {
+      const from = Math.floor(place(this.us(x))), to = Math.max(Math.floor(place(this.us(x + 1))), from + 1);
+      if (to <= 0 || from >= flow.bytes.length) continue;
+      const here = flow.bytes.subarray(Math.max(from, 0), to);
+      let least = Infinity, most = 0;
+      for (const bytes of here) { least = Math.min(least, bytes); most = Math.max(most, bytes); }
+      context.fillStyle = faded(fill, 0.4);
+      context.fillRect(x, base - tall * most / flow.most, 1, tall * most / flow.most);
+      context.fillStyle = fill;
+      context.fillRect(x, base - tall * least / flow.most, 1, tall * least / flow.most);
+    }
+    context.fillStyle = colour("line");
+    context.fillRect(this.left, base, this.width, 1);
+    write(context, `bulk, up to ${rate(flow.most, flow.bucket_us)}`, this.left + 4, y + 8, {size: 10.5, fill: "dim"});
+    this.hits.push({from: this.left, to: this.left + this.width, top: y, bottom: y + FLOW, tip: x => {
+      const at = Math.floor(place(this.us(x))), bytes = flow.bytes[at];
+      return bytes === undefined ? null : `${flow.client}, connection ${flow.connection}: ${rate(bytes, flow.bucket_us)} in this ${duration(flow.bucket_us)}`;
+    }});
   }
 
   drawAxis(context) {
@@ -135,14 +167,14 @@ class Timeline {
       const x = this.x(at + this.zero);
       context.fillStyle = colour("line");
       context.fillRect(x, AXIS - 4, 1, this.plotTop + this.plotHeight - AXIS + 4);
-      const text = step >= 1e6 ? `${+(at / 1e6).toFixed(1)} s` : step >= 1000 ? `${Math.round(at / 1e3)} ms` : step >= 100 ? `${(at / 1e3).toFixed(1)} ms` : step >= 10 ? `${(at / 1e3).toFixed(2)} ms` : `${Math.round(at)} µs`;
+      const text = span >= 3e6 ? `${+(at / 1e6).toFixed(2)} s` : step >= 1000 ? `${Math.round(at / 1e3)} ms` : step >= 100 ? `${(at / 1e3).toFixed(1)} ms` : step >= 10 ? `${(at / 1e3).toFixed(2)} ms` : `${Math.round(at)} µs`;
       write(context, at > 0 ? `+${text}` : text, x, 12, {size: 11, align: "center", fill: "dim"});
     }
   }
 
   drawBlackouts(context) {
     for (const move of this.run.data.moves) {
-      if (move.pause === null) continue;
+      if (move.pause === null || move.vm !== (this.move?.vm ?? null)) continue;
       const from = this.x(move.pause), to = this.x(move.resume ?? this.span[1]);
       if (to < this.left || from > this.left + this.width) continue;
       const begin = Math.max(from, this.left), end = Math.min(Math.max(to, from + 1.5), this.left + this.width);
@@ -198,6 +230,12 @@ class Timeline {
     if (move.relearned !== null && !told) this.tick(context, y, move.relearned, "relearn", "the switch's table now points to the new host");
   }
 
+  drawOther(context, y, move) {
+    const route = `${move.vm}: ${move.source} → ${move.target}`;
+    this.bar(context, y, move.begin, move.end, "other", move.vm, `${route}, ${duration(move.end - move.begin)}`, 14);
+    if (move.pause !== null) this.bar(context, y, move.pause, move.resume ?? move.end, "pause", "", `${route}, blackout ${duration((move.resume ?? move.end) - move.pause)}`, 14);
+  }
+
   at(move, name) {
     const found = move.marks.find(one => one[0] === name);
     return found ? found[2] : null;
@@ -243,7 +281,8 @@ class Timeline {
     for (let ms = this.low; ms <= this.high; ms *= 10) {
       context.fillStyle = colour("line");
       context.fillRect(this.left, this.y(ms), this.width, 1);
-      write(context, power(ms), this.left - 8, this.y(ms), {size: 11, align: "right", fill: "dim"});
+      const least = ms === this.low && requests.shortest < ms ? "≤ " : "";
+      write(context, least + power(ms), this.left - 8, this.y(ms), {size: 11, align: "right", fill: "dim"});
     }
   }
 
@@ -330,7 +369,7 @@ class Timeline {
   under(x, y) {
     for (let i = this.hits.length - 1; i >= 0; i--) {
       const hit = this.hits[i];
-      if (x >= hit.from - 2 && x <= hit.to + 2 && y >= hit.top && y < hit.bottom) return hit.tip;
+      if (x >= hit.from - 2 && x <= hit.to + 2 && y >= hit.top && y < hit.bottom) return typeof hit.tip === "function" ? hit.tip(x) : hit.tip;
     }
     const best = !this.dots ? null : this.style === "rows" ? this.barUnder(x, y) : this.dotUnder(x, y);
     return best === null ? null : `${this.run.requests.describe(best)}, sent ${signed(this.run.requests.begin[best] - this.zero)}`;
