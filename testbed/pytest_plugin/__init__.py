@@ -72,8 +72,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _has_lab(item: pytest.Item) -> bool:
     """Whether the `lab` that the test asks for, itself or by another fixture, is ours."""
     info = getattr(item, "_fixtureinfo", None)
-    definitions = () if info is None else info.name2fixturedefs.get("lab", ())
-    return bool(definitions) and definitions[-1].func.__module__ == __name__
+    definitions = None if info is None else info.name2fixturedefs.get("lab")
+    return definitions is not None and definitions[-1].func.__module__ == __name__
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
