@@ -158,17 +158,6 @@ class Life:
                 self._lose(name, error)
         return found
 
-<<<<<<< HEAD
-    def _beat(self, every_ms: int) -> None:
-        """Have the clients tell of their waits from now on, or (0) no more."""
-        for name, client in list(self.lab.clients.items()):
-            try:
-                client.beat(every_ms)
-            except (ClientFailed, ClientGone) as error:
-                self._lose(name, error)
-
-=======
->>>>>>> lab
     def look(self) -> Clients:
         """What clients have counted so far, and how long they waited since the last span's end."""
         return self._clients(self._summaries([], None, forget=False))
@@ -178,8 +167,6 @@ class Life:
         waits are those since `begin_ns` (CLOCK_MONOTONIC)."""
         summaries = self._summaries([(begin_ns, time.monotonic_ns())], None)
         return self._clients(summaries), self._new_span(summaries)
-<<<<<<< HEAD
-=======
 
     def _beat(self, every_ms: int) -> None:
         """Have the clients tell of their waits from now on, or (0) no more."""
@@ -188,7 +175,6 @@ class Life:
                 client.beat(every_ms)
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
->>>>>>> lab
 
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
