@@ -92,7 +92,12 @@ class Continuity:
         self._begin_ns = 0
 
     def ask(
-        self, ask: Callable[[], object], *, on: Node | None = None, every: str = "1ms", name: str | None = None
+        self,
+        ask: Callable[[], object],
+        *,
+        on: Node | None = None,
+        every: str = "1ms",
+        name: str | None = None,
     ) -> Asking:
         """Have `ask` called again and again until the end of the block, `every` so often, in a thread on the
         machine `on`. Also before the block, as continuity(ask, ...)."""

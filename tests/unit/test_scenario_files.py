@@ -180,13 +180,10 @@ WRONG = {
     "[[client]]\nname = 'switch'": "f.toml: client[switch].name: 'switch' is the testbed's own",
     "[[client]]\nname = 'A b'": "f.toml: client[A b].name: 'A b' is not a name",
     "[[client]]\non = 'x'": "f.toml: client[client1].on: 'x' is none of switch, host-a, host-b",
-<<<<<<< HEAD
     "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program, or say "
     "idle = true",
     "[[client]]\nidle = true\n[[client.probe]]\nkind='closed-loop'": "f.toml: client[client1].idle: it has a "
     "probe or a program, so it is not",
-=======
->>>>>>> core
     "[[client]]\nprogram = [{command = []}]": "f.toml: client[1].program[1].command: has 0, and there must b",
     "[vm]\nram = '1GiB'": "f.toml: vm: is a list of tables: each begins with the name in [[double brackets]]",
     "hosts = ['a']": "f.toml: hosts: has 1, and there must be at least 2",
