@@ -32,7 +32,7 @@ ROWS = (
     ("testbed.report",),
     ("testbed.doctor", "testbed.bench"),
     ("testbed.commands",),
-    ("testbed.cli",),
+    ("testbed.cli", "testbed.pytest_plugin"),
     ("testbed.__main__",),
 )
 """The rooms, lowest first. A room imports from its own files and from rows below its own; never from a
