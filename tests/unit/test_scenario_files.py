@@ -78,7 +78,7 @@ def test_a_client_that_is_told_nothing_asks_in_the_way_of_the_guest(vm: str, kin
 
 def test_a_client_can_be_told_to_do_nothing() -> None:
     """Somebody may work there by hand."""
-    assert scenario("[[client]]\nprobe = []").clients[0].probes == ()
+    assert scenario("[[client]]\nidle = true").clients[0].probes == ()
 
 
 # ---- what is said
