@@ -87,7 +87,7 @@ def compare(
             "seed": seed,
             **(read_changes(with_) if with_ is not None else {}),
         }
-        compared = contenders(shared, read_variants(variants))
+        compared = contenders(shared, read_variants(variants), lambda options: check_possible(*options))
         _check_range("--repeats", repeats, MOST_REPEATS)
         _check_range("--workers", workers, MOST_WORKERS)
         asked.check_name(name)
@@ -107,9 +107,7 @@ def _check_range(option: str, value: int, most: int) -> None:
 
 def _check_all(request: Request) -> list[str]:
     """That each can be run by itself, in memory and with its program; where the guest finds that."""
-    files = [one.scenario for one in request.contenders if one.options is None]
-    import_path = check_scenarios(files)
-    import_path = check_possible(*(one.options for one in request.contenders if one.options)) or import_path
+    import_path = check_scenarios(one.scenario for one in request.contenders)
     _check_memory_of_all(request)
     return import_path
 

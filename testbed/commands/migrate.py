@@ -66,7 +66,9 @@ def migrate(
     as 300ms. With --name of a lab that stands, or with --to or --vm: in that lab, as it was brought up; of
     the options --mode, --downtime-limit, --max-rounds, --on-stall, --max-bandwidth, --migrations and --fault
     can be given then, for this time."""
-    show = Show(as_json=json_, quiet=quiet or json_, with_report=not no_report)
+    quiet = quiet or json_
+    live = is_live(plain=plain, quiet=quiet)
+    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, live=live)
     lab = _lab_that_is_meant(name, anyway=to is not None or bool(vm))
     if lab is not None:
         with wrong_request():
@@ -78,8 +80,7 @@ def migrate(
     with wrong_request():
         asked.check_name(name)
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(options, name)])
-    live = is_live(plain=plain, quiet=show.quiet)
-    finish(run_one(options, name, runs, replace(show, pcap=captured, live=live)))
+    finish(run_one(options, name, runs, replace(show, pcap=captured)))
 
 
 def scenario(options: Options, name: str) -> Scenario:

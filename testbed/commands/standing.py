@@ -13,10 +13,16 @@ import typer
 
 from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, fail, finish, status_of, tell, wrong_request
 from testbed.commands.report import leave_report
+from testbed.commands.showing import lent
 from testbed.scenario.options import OptionError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from testbed.commands.showing import Show
+    from testbed.report.live import Live
+    from testbed.report.terminal import Progress
+    from testbed.standing.client import Conversation
     from testbed.standing.protocol import Message
     from testbed.standing.registry import Entry
 
@@ -113,29 +119,45 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def _watched(lab: Conversation, step: dict[str, Any], show: Show, console: Console) -> Message:
+    """Ask for the migration, and show how it goes: as a picture or in lines. The answer."""
+    from testbed.report.live import Live
+    from testbed.report.live_state import BEAT_MS, Cast
+    from testbed.report.terminal import Progress
+
+    request = {"do": "migrate", "step": step}
+    if not show.live:
+        progress = Progress(console, show.quiet)
+        return lab.ask(request, None, lambda message: _pass_on(message, progress))
+    found = lab.ask({"do": "ps"})
+    guests = {vm: (found["owners"][vm], ram) for vm, ram in found["ram"].items()}
+    cast = Cast(found["title"], tuple(found["hosts"]), guests, tuple(found["asking"]))
+    with Live(console, cast) as view:
+        return lab.ask(request | {"beat_ms": BEAT_MS}, None, lambda message: _pass_on(message, view))
+
+
+def _pass_on(message: Message, witness: Live | Progress) -> None:
+    if "say" in message:
+        witness.say(str(message["say"]))
+    elif "migration" in message:
+        witness.migration(**message["migration"])
+    elif "event" in message:
+        witness.event(message["event"])
+
+
 def migrate_standing(name: str, step: dict[str, Any], show: Show) -> NoReturn:
     """Do a step that migrates in a lab that stands, show how it goes and what came of it, and end the
     command."""
     from rich.console import Console
 
     from testbed.measure.result import Result
-    from testbed.report.terminal import Progress, show_summary
+    from testbed.report.terminal import show_summary
     from testbed.standing.client import Conversation
 
     console = Console(stderr=show.as_json, highlight=False)
-    progress = Progress(console, show.quiet)
-
-    def tell_progress(message: Message) -> None:
-        if "say" in message:
-            progress.say(str(message["say"]))
-        elif "migration" in message:
-            progress.migration(**message["migration"])
-        elif "event" in message:
-            progress.event(message["event"])
-
     try:
-        with answered(), Conversation.with_lab(name) as lab:
-            told = lab.ask({"do": "migrate", "step": step}, None, tell_progress)
+        with answered(), Conversation.with_lab(name) as lab, lent(show.live):
+            told = _watched(lab, step, show, console)
     except KeyboardInterrupt:
         tell(f"the migration goes on without being watched; testbed ps --name {name}")
         leave(INTERRUPTED)

@@ -84,13 +84,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class ConditionTrial:
-    """`probe` on a client whose link has `conditions`, which are asked for as `asked` says."""
+    """`probe` on a client whose link has `conditions`, in words `told`, and as a figure, in the unit of the
+    readings, `asked`."""
 
     name: str
     kind: str
     program: str
     probe: Mapping[str, Any]
     conditions: Conditions
+    told: str
     asked: float
     readings: tuple[Reading, ...]
 
@@ -102,9 +104,9 @@ class ConditionTrial:
 _FOUR = {"connections": 4, "interval_us": 1000}
 _GRID_NS = 250_000
 """Four connections a millisecond take their turns so far apart (GRAIN_NS in testbed.clients.closed_loop)."""
-_BRIDGED_NS = 25 * MS
-"""A reader at 256 MiB/s goes on for so long from a receive buffer of 6 MiB, the most that there is by default
-(net.ipv4.tcp_rmem): shorter pauses it need not notice."""
+_BRIDGED_NS = 150 * MS
+"""A reader at 256 MiB/s goes on for so long from a receive buffer of 32 MiB and a send buffer of 4 MiB, the
+most that there are by default (net.ipv4.tcp_rmem, tcp_wmem): shorter pauses it need not notice."""
 
 _READ = {"rate_bytes_per_s": 1 << 28}
 _MODEST = {"rate_bytes_per_s": 16 << 20}
@@ -115,14 +117,14 @@ REQUEST, DELIVERY, SILENCE = Definition.REQUEST, Definition.DELIVERY, Definition
 
 PAUSES = (
     PauseTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, REQUEST, _GRID_NS),
-    PauseTrial("closed-loop kv", "closed-loop", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
+    PauseTrial("kv", "closed-loop", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("http", "http", "http", {**_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("http, new", "http", "http", {"kept": False, "interval_us": 5000}, REQUEST, 5 * MS),
     PauseTrial("open-loop", "open-loop", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
-    PauseTrial("download", "download", "bulk", _READ, SILENCE, _BRIDGED_NS, False),
+    PauseTrial("download", "download", "bulk", {}, SILENCE, _BRIDGED_NS),
     PauseTrial("upload", "upload", "bulk", _MODEST, SILENCE, _BUCKET_NS),
     PauseTrial("ramp", "ramp", "ramp", _READ, REQUEST, _BRIDGED_NS, False),
 )
@@ -211,24 +213,32 @@ _ONE_WAY = (
     _delay("one way back", _back_ms, "one_way", "back", "p50_ns"),
 )
 _LOSSES = (Reading("lost", "", ("lost",), _lost, LOSS_ALLOWED, before="set"),)
-_RATE = ("per_connection", 0, "rate_mbit", "before")
+_RATE = ("per_connection", 0, "rate_mbit", "after")
+"""After the window in which it still reads what came while it was asked for a report."""
 _DOWN = (Reading("rate", "Mbit/s", _RATE, _down_mbit, RATE_ALLOWED_MBIT),)
 _UP = (Reading("rate", "Mbit/s", _RATE, _up_mbit, RATE_ALLOWED_MBIT),)
-_SLOW = Conditions(rate_bits_per_s=round(RATE_MBIT * 1e6), delay_ns=100_000)
+_SLOW = (
+    Conditions(rate_bits_per_s=round(RATE_MBIT * 1e6), delay_ns=100_000),
+    f"{RATE_MBIT:g} Mbit/s",
+    RATE_MBIT,
+)
 """With a delay, so that who does it counts frames of a wire."""
-_DELAYED = Conditions(delay_ns=round(DELAY_MS * MS))
-_LOSSY = Conditions(loss=LOSS)
+_DELAYED = Conditions(delay_ns=round(DELAY_MS * MS)), f"{DELAY_MS:g} ms each way"
+_FAR, _FAR_THERE_AND_BACK = (*_DELAYED, DELAY_MS), (*_DELAYED, 2 * DELAY_MS)
+_LOSSY = (Conditions(loss=LOSS), f"{LOSS:.0%} of all frames lost", LOSS)
 
 CONDITIONS = (
-    ConditionTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
-    ConditionTrial("http", "http", "http", {**_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
-    ConditionTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, _DELAYED, DELAY_MS, (_CONNECT,)),
-    ConditionTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, _DELAYED, DELAY_MS, (_ROUND_TRIP,)),
-    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, _DELAYED, DELAY_MS, _ONE_WAY),
-    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, _LOSSY, LOSS, _LOSSES),
-    ConditionTrial("download", "download", "bulk", {}, _SLOW, RATE_MBIT, _DOWN),
-    ConditionTrial("upload", "upload", "bulk", {}, _SLOW, RATE_MBIT, _UP),
-    ConditionTrial("icmp", "icmp", "echo", {"rate_per_s": 500.0}, _LOSSY, LOSS, _LOSSES),
+    ConditionTrial("closed-loop", "closed-loop", "echo", {**_FOUR}, *_FAR_THERE_AND_BACK, (_ROUND_TRIP,)),
+    ConditionTrial("http", "http", "http", {**_FOUR}, *_FAR_THERE_AND_BACK, (_ROUND_TRIP,)),
+    ConditionTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, *_FAR_THERE_AND_BACK, (_CONNECT,)),
+    ConditionTrial(
+        "ledger", "ledger", "kv", {"program": "kv", **_FOUR}, *_FAR_THERE_AND_BACK, (_ROUND_TRIP,)
+    ),
+    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, *_FAR, _ONE_WAY),
+    ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, *_LOSSY, _LOSSES),
+    ConditionTrial("download", "download", "bulk", {}, *_SLOW, _DOWN),
+    ConditionTrial("upload", "upload", "bulk", {}, *_SLOW, _UP),
+    ConditionTrial("icmp", "icmp", "echo", {"rate_per_s": 500.0}, *_LOSSY, _LOSSES),
 )
 
 

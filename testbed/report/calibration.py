@@ -104,7 +104,7 @@ VIEWS: tuple[tuple[str, Callable[[Pauses], Errors | None], Callable[[Length], Er
 
 
 def _show_pauses(console: Console, calibration: Calibration) -> None:
-    _print(console, "\nlongest waits in pauses of known length: error in ms, at the median of each length")
+    _print(console, "\nlongest waits in pauses of known length: error in ms, median of each length")
     for heading, of_all, of_length in VIEWS:
         _print(console, f"\n{heading}", "dim")
         console.print(_indented(_pauses(calibration.pauses, of_all, of_length)))

@@ -27,7 +27,7 @@ KEYS = (*_OF_A_VM, *_OF_A_LOAD, *_OF_A_MIGRATION, "bandwidth", "storage-rate", *
 """All words that change a scenario."""
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("dirty-rate", "max-rounds", "seed", "queue"), int),
-    **dict.fromkeys(("fill",), float),
+    **dict.fromkeys(("fill", "loss", "duplicate", "reorder"), float),
     **dict.fromkeys(("hold", "durable"), lambda text: {"yes": True, "no": False}[text]),
 }
 

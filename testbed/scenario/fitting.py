@@ -81,8 +81,10 @@ def _places(scenario: Scenario) -> Iterator[str]:
 
 def _probe_problems(scenario: Scenario) -> Iterator[str]:
     for client in scenario.clients:
-        if not client.probes and not client.programs:
-            yield f"client[{client.name}]: does nothing; give it a probe or a program"
+        if not client.probes and not client.programs and not client.idle:
+            yield f"client[{client.name}]: does nothing; give it a probe or a program, or say idle = true"
+        if client.idle and (client.probes or client.programs):
+            yield f"client[{client.name}].idle: it has a probe or a program, so it is not"
         for number, probe in enumerate(client.probes, 1):
             guest, programs = scenario.asked(probe).guest_program, spec.programs_for(probe.kind)
             if probe.program is None and guest in spec.PROGRAM_PORTS and programs and guest not in programs:

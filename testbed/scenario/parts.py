@@ -107,12 +107,14 @@ class Program(Part):
 
 
 class Client(Part):
-    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge."""
+    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge. An
+    `idle` one asks nothing: it is there for whoever uses the lab."""
 
     name: Name
     on: str = "switch"
     probes: tuple[Probe, ...] = key("probe", ())
     programs: tuple[Program, ...] = key("program", ())
+    idle: YesNo = False
 
 
 class Load(Part):

@@ -152,8 +152,13 @@ def read_changes(text: str) -> dict[str, str]:
     return changes
 
 
-def contenders(shared: Words, variants: Sequence[Variant]) -> list[Contender]:
+def contenders(
+    shared: Words,
+    variants: Sequence[Variant],
+    check: Callable[[Sequence[Options]], object] = lambda _: None,
+) -> list[Contender]:
     """The variants, each with all that it runs with. What is `shared` does not change a scenario from a file.
+    `check` sees all options before scenarios are made of them.
 
     Where one variant needs shared storage all have it, so that all run on the same guest and network: a disk
     that is not asked for is as large as the largest that one of them has by default. Raises OptionError.
@@ -172,18 +177,19 @@ def contenders(shared: Words, variants: Sequence[Variant]) -> list[Contender]:
     for words in whole.values():
         if words.get("disk") is None:
             words["disk"] = disk_bytes
-    return [_contender(variant, whole.get(variant.label), shared) for variant in variants]
+    options = {label: _told_of(label, options_from, words) for label, words in whole.items()}
+    check(list(options.values()))
+    return [_contender(variant, options.get(variant.label), shared) for variant in variants]
 
 
-def _contender(variant: Variant, words: Words | None, shared: Words) -> Contender:
+def _contender(variant: Variant, options: Options | None, shared: Words) -> Contender:
     where = f"compare: {variant.label}"
-    if words is None:
+    if options is None:
         assert variant.base is not None
         seed = shared.get("seed")
         base = found(variant.base)
         base = base if seed is None else base.seeded(int(seed))
         return Contender(variant.label, None, changed(base, variant.changes, where), variant.levels)
-    options = _told_of(variant.label, options_from, words)
     besides = {key: str(shared[key]) for key in NO_OPTIONS if shared.get(key) is not None}
     besides |= {key: value for key, value in variant.changes.items() if key in NO_OPTIONS}
     scenario = changed(scenario_of(options, "compare"), besides, where)

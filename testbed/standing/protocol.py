@@ -5,12 +5,15 @@ and what it needs. Any number of *progress* messages may come, then exactly one 
 
     request    {"do": "ps", "processes": bool}    who and what is there
                {"do": "node", "node"}             the network namespace of a node, where it is now
-               {"do": "migrate", "step"}          a step of a scenario; without its verb: the first guest
+               {"do": "migrate", "step", "beat_ms"}
+                                                  a step of a scenario; without its verb: the first guest;
+                                                  with `beat_ms` clients tell of their waits as often
                {"do": "link", "step"}             a step that sets or resets the conditions of a link
                {"do": "figures", "link"}          what was asked of a link and what came of it (null: of all)
                {"do": "capture", "link", "file", "snap_bytes", "limit_bytes"}
                                                   until "stop", or the end of the connection
                {"do": "stop"}                     the end of a capture: its file is written
+               {"do": "clients", "begin_ns"}      what clients counted so far; with begin_ns a span ends
                {"do": "follow"}                   be told of events, until the lab goes down
                {"do": "down"}                     bring the lab down
     progress   {"say": text}                      a line for a person

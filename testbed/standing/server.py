@@ -6,6 +6,7 @@ wait has the connections in it. A migration is carried out between two waits, on
 
 from __future__ import annotations
 
+import json
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -131,6 +132,7 @@ class Server:
         self._listener = listener
         self._callers: list[Caller] = []
         self._taps: dict[Caller, Tap] = {}
+        self._spans = 0
         self._waiting: deque[tuple[Caller, Message]] = deque()
         self._at_once: dict[str, Callable[[Caller, Message], Message | None]] = {
             "ps": self._ps,
@@ -140,6 +142,7 @@ class Server:
             "figures": self._figures,
             "capture": self._capture,
             "stop": self._stop,
+            "clients": self._clients,
             "down": self._down,
         }
         life.attend(listener, self._accept)
@@ -232,6 +235,10 @@ class Server:
         """Guests and clients; the processes only if they are asked for, which takes a while."""
         life = self._life
         told: Message = {
+            "title": life.scenario.name,
+            "hosts": list(life.scenario.hosts),
+            "ram": {vm.name: vm.ram_bytes for vm in life.scenario.vms},
+            "asking": [client.name for client in life.scenario.clients],
             "programs": {vm.name: vm.guest_program for vm in life.scenario.vms},
             "started_at": life.started_at,
             "folder": str(life.folder),
@@ -279,12 +286,31 @@ class Server:
         for caller in list(self._taps):
             self._obey(caller, {"do": "stop"})
 
+    def _clients(self, _caller: Caller, message: Message) -> Message:
+        """Into a file, for it may be long: `so_far`, and with `begin_ns` a span ends, and there is
+        `since`."""
+        life, begin_ns = self._life, message.get("begin_ns")
+        if life.busy is not None:
+            raise Refused(self._is_busy(), _FAILED)
+        if begin_ns is None:
+            told = {"so_far": life.look().model_dump()}
+        else:
+            so_far, since = life.span_since(int(begin_ns))
+            told = {"so_far": so_far.model_dump(), "since": since.model_dump()}
+        self._spans += 1
+        file = life.folder / f"clients-{self._spans}.json"
+        file.write_text(json.dumps(told) + "\n")
+        return {"file": str(file)}
+
     def _down(self, caller: Caller, _message: Message) -> None:
         raise GoingDown(caller)
 
     def _migrate(self, caller: Caller, message: Message) -> None:
         try:
-            result, folder = self._life.migrate(_step_in(message), _Teller(caller))
+            beat_ms = message.get("beat_ms", 0)
+            if not isinstance(beat_ms, int) or beat_ms < 0:
+                raise Refused(f"beat_ms: {beat_ms!r} is no number of milliseconds", _WRONG_REQUEST)
+            result, folder = self._life.migrate(_step_in(message), _Teller(caller), beat_ms)
         except Refused as refused:
             caller.say(_error(str(refused), refused.status))
         else:

@@ -14,6 +14,7 @@ import pytest
 
 from netns import universe
 from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED, WRONG_REQUEST
+from testbed.experiment import machine
 from testbed.experiment.calibration import Request, calibrate
 from testbed.experiment.stand import Stand
 from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES
@@ -21,7 +22,8 @@ from testbed.host.control import CommandFailed
 from testbed.lab.lab import PRELOAD
 from testbed.measure import calibration as model
 from tests.conftest import require
-from tests.system.commands import Running, adopting, left_behind, run
+from tests.system.commands import SMALL, Running, adopting, left_behind, run
+from tests.unit.test_calibration import made
 
 MS = 1_000_000
 LONG_NS = 50 * MS
@@ -157,6 +159,13 @@ def test_of_one_kind_the_command_prints_json_and_keeps_nothing(home: Path) -> No
     assert [one["asked_ms"] for one in found["pauses"][0]["lengths"]] == [0, 1, 2, 5, 10, 50, 200]
     assert [one["what"] for one in found["counts"] if not one["holds"]] == []
     assert not (home / "state").exists(), "a part says nothing of the whole"
+
+
+def test_a_run_carries_what_was_kept(home: Path) -> None:
+    machine.keep(made())
+    ended = run(home, "migrate", *SMALL, "--json")
+    carried = json.loads(ended.out)["instrument"]
+    assert (carried["gap_error_ms"], carried["gap_bound_ms"], carried["holds"]) == (0.1, 0.2, True)
 
 
 @pytest.mark.parametrize(

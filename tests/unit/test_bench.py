@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed import cli
-from testbed.experiment import bench
+from testbed.experiment import bench, probing
 from testbed.experiment.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.report.figures import Silence
 from testbed.scenario.options import Options
@@ -142,3 +142,16 @@ def test_the_command_names_every_bench() -> None:
 def test_figures_are_json(setting: Setting) -> None:
     one = Figure("copy", "ratio", 0.8, "", 0.7, 0.9, 0.7, at_most=False)
     assert json.loads(json.dumps(one.as_dict()))["holds"] is True
+
+
+@pytest.mark.parametrize(("beside", "holds"), [(960.0, True), (940.0, False)])
+def test_a_probe_is_held_to_what_it_may_cost(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, beside: float, holds: bool
+) -> None:
+    cost = probing.Cost(probing.Load(1000.0, 20.0), probing.Load(beside, 25.0))
+    monkeypatch.setattr("testbed.experiment.bench.shutil.which", lambda _: "/usr/bin/redis-benchmark")
+    monkeypatch.setattr(probing, "measure", lambda _folder: cost)
+    figures = by_name("probing", setting)
+    assert figures["  throughput left"].value == beside / 1000
+    assert figures["  throughput left"].holds is holds
+    assert figures["  guest's work left"].value == 0.8

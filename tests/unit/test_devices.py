@@ -12,6 +12,7 @@ from testbed.host import devices
 from testbed.host.description import DescriptionError, GuestDescription
 from testbed.lab import plan
 from testbed.migration.errors import ProtocolError
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 from testbed.tcp.state import INET, Endpoint, ListenerState, SocketOptions
 
@@ -43,6 +44,11 @@ def test_what_is_no_socket_is_refused_with_the_protocols_error(data: bytes) -> N
     assert data == b""
 
 
+def guest_of(options: Options) -> GuestDescription:
+    scenario = scenario_of(options, "test")
+    return plan.guest(scenario, scenario.vms[0])
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_registers_are_an_object(data: bytes) -> None:
     with pytest.raises(ProtocolError):
@@ -51,7 +57,7 @@ def test_registers_are_an_object(data: bytes) -> None:
 
 def test_a_description_survives_json() -> None:
     for options in (Options(), Options(mac="per-host", announce="rarp", hold=False)):
-        description = plan.guest(options)
+        description = guest_of(options)
         assert GuestDescription.from_json(description.as_json()) == description
 
 
@@ -67,11 +73,11 @@ def test_a_description_survives_json() -> None:
 )
 def test_a_description_that_is_none_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(DescriptionError):
-        GuestDescription.from_json(plan.guest(Options()).as_json() | change)
+        GuestDescription.from_json(guest_of(Options()).as_json() | change)
 
 
 def test_with_one_mac_for_each_host_the_guest_answers_to_both() -> None:
-    description = plan.guest(Options(mac="per-host"))
+    description = guest_of(Options(mac="per-host"))
     assert description.mac("host-a") != description.mac("host-b")
     assert set(description.identity.macs) == {description.mac("host-a"), description.mac("host-b")}
     with pytest.raises(DescriptionError, match="host-z"):
@@ -79,7 +85,8 @@ def test_with_one_mac_for_each_host_the_guest_answers_to_both() -> None:
 
 
 def test_connections_are_dealt_out_to_clients_and_families_in_turn() -> None:
-    probes = plan.probes(Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0))
+    options = Options(clients=3, connections=8, stream_rate_per_s=0, churn_per_s=0)
+    probes = plan.probes(scenario_of(options, "test"))
     dealt = {
         (client, probe["address"]): probe["connections"]
         for client, of_client in probes.items()

@@ -418,7 +418,7 @@ def test_hung_up_socket_is_not_polled_for_ever() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("ecco", "no program 'ecco': give one of echo, http, kv, kv-durable, ramp, or package.module:Class"),
+        ("ecco", "no program 'ecco': give one of bulk, echo, http, kv, kv-durable, ramp, or package."),
         ("no.such.module:Class", "cannot be imported: ModuleNotFoundError"),
         ("testbed.guest.program:Nothing", "has no Program called Nothing"),
         ("testbed.guest.program:GuestFault", "has no Program called GuestFault"),

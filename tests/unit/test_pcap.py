@@ -7,6 +7,7 @@ import pytest
 from testbed.commands.asked import completed
 from testbed.experiment.marks import marks
 from testbed.lab.plan import links
+from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.pcap import DEFAULT_LIMIT, HEADERS_BYTES, Pcap
 
@@ -20,7 +21,7 @@ def asked(names: str, snap: str | None = None, limit: str = DEFAULT_LIMIT) -> Pc
 
 
 def test_links_are_named_after_the_node_that_they_plug_in() -> None:
-    found = links(Options(clients=2, disk_bytes=1 << 20))
+    found = links(scenario_of(Options(clients=2, disk_bytes=1 << 20), "test"))
     assert list(found) == [
         "host-a", "host-b", "client1", "client2", "migration", "host-a.storage", "host-b.storage", "storage"
     ]  # fmt: skip

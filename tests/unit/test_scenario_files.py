@@ -76,6 +76,11 @@ def test_a_client_that_is_told_nothing_asks_in_the_way_of_the_guest(vm: str, kin
     assert scenario(f"[[vm]]\n{vm}").clients[0].probes[0].kind == kind
 
 
+def test_a_client_can_be_told_to_do_nothing() -> None:
+    """Somebody may work there by hand."""
+    assert scenario("[[client]]\nidle = true").clients[0].probes == ()
+
+
 # ---- what is said
 
 
@@ -175,7 +180,10 @@ WRONG = {
     "[[client]]\nname = 'switch'": "f.toml: client[switch].name: 'switch' is the testbed's own",
     "[[client]]\nname = 'A b'": "f.toml: client[A b].name: 'A b' is not a name",
     "[[client]]\non = 'x'": "f.toml: client[client1].on: 'x' is none of switch, host-a, host-b",
-    "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program",
+    "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program, or say "
+    "idle = true",
+    "[[client]]\nidle = true\n[[client.probe]]\nkind='closed-loop'": "f.toml: client[client1].idle: it has a "
+    "probe or a program, so it is not",
     "[[client]]\nprogram = [{command = []}]": "f.toml: client[1].program[1].command: has 0, and there must b",
     "[vm]\nram = '1GiB'": "f.toml: vm: is a list of tables: each begins with the name in [[double brackets]]",
     "hosts = ['a']": "f.toml: hosts: has 1, and there must be at least 2",
@@ -205,7 +213,7 @@ WRONG = {
     "[[step]]\nmigrate = 'vm1'\nfault = 'commit:lun-full'": "f.toml: step[1].fault: commit:lun-full needs sh",
     "[[vm]]\n[[vm]]\n[[step]]\nmigrate = ['vm1','vm2']\nfault = 'commit:link-reset'": "f.toml: step[1].fault",
     "name = 'a/b'": "f.toml: name: 'a/b' cannot be part of a folder's name",
-    "network.migration='shared'\n[[step]]\nmigrate='vm1'\nfault='commit:link-slow'": "f.toml: step[1].fault: c",
+    "network.migration='shared'\n[[step]]\nmigrate='vm1'\nfault='commit:link-slow'": "f.toml: step[1].fault",
     "[[step]]\ndrain = 'x'": "f.toml: step[1].drain: there is no host 'x'; there are: host-a, host-b",
     "[[step]]\ndrain = 'host-a'\nto = 'host-a'": "f.toml: step[1].to: 'host-a' is the host that is drained",
     "[[step]]\nlink = 'x'\nreset = true": "f.toml: step[1].link: there is no link 'x'",
@@ -327,3 +335,35 @@ def test_a_written_size_reads_back(size_bytes: int) -> None:
 def test_a_written_rate_or_duration_reads_back(value: int) -> None:
     assert parse_rate(write_rate(value)) == value
     assert parse_duration(write_duration(value)) == value
+
+
+@given(
+    ram_mib=st.integers(8, 1 << 40),
+    disk_sectors=st.integers(1, 1 << 50),
+    mode=st.sampled_from(["live", "stop-and-copy", "quick"]),
+    program=st.sampled_from(["echo", "kv", "http", "ramp", "kv-durable", "my.own:Program"]),
+    family=st.sampled_from(["both", "ipv4", "ipv6"]),
+    clients=st.integers(1, 100),
+    connections=st.integers(0, 20_000),
+    interval_ns=st.integers(100_000, 60 * 10**9),
+    stream_rate_per_s=st.integers(0, 100_000),
+    churn_per_s=st.integers(0, 10_000),
+    baseline_ns=st.integers(0, 3600 * 10**9),
+    rate=st.integers(100_000, 34 * 10**9),
+)
+def test_whatever_options_there_can_be_are_a_scenario(
+    ram_mib: int, disk_sectors: int, mode: Any, rate: int, program: str, **more: Any
+) -> None:
+    options = Options(
+        ram_bytes=ram_mib << 20,
+        working_set_bytes=4096,
+        disk_bytes=(8 << 20) + disk_sectors * 512,
+        mode=mode,
+        program=program,
+        bandwidth_bits_per_s=rate,
+        max_bandwidth_bits_per_s=rate,
+        storage_rate_bits_per_s=rate,
+        downtime_limit_ns=more["baseline_ns"] % (600 * 10**9),
+        **more,
+    )
+    assert scenario_of(options).vms[0].ram_bytes == options.ram_bytes
