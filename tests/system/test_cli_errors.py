@@ -20,7 +20,7 @@ import pytest
 
 from netns import universe
 from netns.paths import RUN
-from testbed.cli import CANNOT, CHECK_FAILED, ENDED_BY, INTERRUPTED, PASSED, WRONG_REQUEST
+from testbed.commands.ending import CANNOT, CHECK_FAILED, ENDED_BY, INTERRUPTED, PASSED, WRONG_REQUEST
 from testbed.measure.result import SCHEMA_FILE
 from tests.conftest import require
 from tests.system.commands import COMMAND, SMALL, Ended, Running, adopting, left_behind, named_namespaces, run

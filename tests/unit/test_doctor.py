@@ -64,7 +64,7 @@ def test_what_is_needed_decides_and_what_is_optional_does_not(kernel: Callable[.
 def test_each_needed_feature_is_missed(kernel: Callable[..., None], name: str) -> None:
     kernel(name)
     done = CliRunner().invoke(cli.app, ["doctor", "--json"])
-    assert done.exit_code == cli.CANNOT
+    assert done.exit_code == CANNOT
     assert name in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert json.loads(done.stdout)["can_run_demo"] is False
@@ -79,7 +79,7 @@ def test_without_a_universe_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) 
     assert {one.there for one in found if one.name in {k.name for k in features.KERNEL}} == {None}
     assert missing(found)[0].name == features.UNIVERSE
     done = CliRunner().invoke(cli.app, ["doctor"])
-    assert done.exit_code == cli.CANNOT
+    assert done.exit_code == CANNOT
     assert "sysctl it" in done.stderr
 
 
