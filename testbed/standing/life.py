@@ -29,7 +29,7 @@ from testbed.experiment.spans import span, together
 from testbed.experiment.thresholds import waived
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
-from testbed.lab.environment import environment
+from testbed.lab.evidence import gather
 from testbed.lab.lab import Lab, Readable
 from testbed.measure.result import Clients, LinkFigures, Result
 from testbed.measure.trace import BEAT
@@ -176,6 +176,10 @@ class Life:
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
 
+    def evidence(self) -> Path:
+        """Write down what the network looks like now; the folder."""
+        return gather(self.lab, self.folder)
+
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
         del self.lab.clients[client]
@@ -266,7 +270,7 @@ class Life:
             programs=[],
             links=self.figures(None),
             events=self.journal.since(self._span_position),
-            surroundings=self._surroundings(course),
+            surroundings=run.surroundings_of(self.lab, self._booted[self.lab.vm.name], course),
             before=self._before,
             faults_before=dict(self._faults_before),
         )
@@ -280,15 +284,10 @@ class Life:
         run.write_events(folder, found.events)
         self._span_position = self.journal.length
         run.write_result(folder, result)
+        if not all(check.passed for check in result.checks):
+            gather(self.lab, folder)
         run.give_to_caller(self.folder)
         return result
-
-    def _surroundings(self, course: Course) -> dict[str, Any]:
-        booted = self._booted[self.lab.vm.name]
-        found = environment(self.lab.topology.congestion_control.values(), booted["tracker"])
-        found["trackers_passed_over"] = booted["passed_over"]
-        found["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
-        return found
 
     def _summaries(
         self, windows: Sequence[tuple[int, int]], folder: Path | None, *, forget: bool = True
