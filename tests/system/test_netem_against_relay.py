@@ -1,5 +1,5 @@
-"""The two backends of a link's conditions held against each other: the same is asked of netem and of the relay,
-and a sounding from the link's two ends, which knows of neither, says what came of it.
+"""The two backends of a link's conditions held against each other: the same is asked of netem and of the
+relay, and a sounding from the link's two ends, which knows of neither, says what came of it.
 
 What chance decides is held to within five standard deviations of the binomial distribution (wrong once in two
 million times); delays are never too short, and too long only by what a busy or an emulated machine adds.
@@ -145,7 +145,7 @@ def test_a_rate_is_the_same_by_both(topology: Topology, rate_bits_per_s: float) 
 def by_netem_all_the_same(topology: Topology, asked: Conditions, count: int) -> Sounding:
     """What is measured where netem is made to do what it is otherwise not asked to."""
     with ConditionedLink(topology, A, SWITCH_PORT, backend="netem") as link:
-        with pytest.raises(ConditionsError, match="^netem .*: take the relay$"):
+        with pytest.raises(ConditionsError, match=r"^netem .*: take the relay$"):
             link.set(asked, NONE)
     places = [Place(topology.namespace(node), ifname) for node, ifname in (A, SWITCH_PORT)]
     queues = KernelQueues(*places)
