@@ -23,7 +23,7 @@ from netns.detour import Place
 from netns.kernel_queues import KernelQueues, has
 from netns.link_figures import Choice, DirectionFigures, LinkFigures, Wanted, choose
 from netns.relayed import RelayedLink
-from netns.sounding import COUNT, Sounding, sound
+from netns.sounding import COUNT, RATE_PROBE_S, Sounding, sound
 
 End = tuple[str, str]
 """A node and an interface in it."""
@@ -112,15 +112,18 @@ class ConditionedLink:
         processor_ns = None if self._relay is None else self._relay.processor_ns()
         return LinkFigures(self._choice.backend, self._choice.why, forward, backward, processor_ns)
 
-    def sound(self, count: int = COUNT) -> Sounding:
+    def sound(self, count: int = COUNT, rate_probe_s: float = RATE_PROBE_S) -> Sounding:
         """Measure it from its two ends, independently of who conditions it: see `netns.sounding`. Takes a
-        fifth of a second and the delay, and as long again for each direction with a rate. Frames of the
+        millisecond a frame and the delay, and `rate_probe_s` for each direction with a rate. Frames of the
         measurement are in the counts: `restart` after it.
         """
         forward, backward = self.asked
         expected_ns = sum(one.delay_ns + 4 * one.jitter_ns for one in self.asked)
         rates = (forward.rate_bits_per_s, backward.rate_bits_per_s)
-        return sound(*self._places, count=count, expected_delay_ns=expected_ns, rates_bits_per_s=rates)
+        return sound(
+            *self._places, count=count, expected_delay_ns=expected_ns, rates_bits_per_s=rates,
+            rate_probe_s=rate_probe_s,
+        )  # fmt: skip
 
     def _directions(self) -> tuple[DirectionFigures, DirectionFigures]:
         if self._relay is not None:

@@ -10,6 +10,8 @@ from netns.conditions import Conditions, ConditionsError
 Backend = Literal["none", "tbf", "netem", "relay"]
 Wanted = Literal["auto", "netem", "relay"]
 
+_NETEM_MOST_JITTER_NS = (1 << 31) - 1  # it counts in an int
+
 
 class BackendMissing(Exception):
     """What was asked for by name is not in this kernel."""
@@ -104,9 +106,18 @@ def choose(
 
 
 def netem_lacks(asked: Conditions) -> str | None:
-    """What netem cannot do of it; None if it can do all."""
+    """What netem cannot do of it; None if it can do all. Source: net/sched/sch_netem.c (netem_enqueue,
+    tabledist)."""
     if asked.jitter_ns and not asked.jitter_reorders:
         return "lets frames overtake each other where there is jitter"
+    if asked.jitter_ns and asked.rate_bits_per_s is not None:
+        return "keeps frames in order where there is a rate"
+    if asked.jitter_ns > _NETEM_MOST_JITTER_NS:
+        return f"has no jitter of more than {_NETEM_MOST_JITTER_NS / 1e9:.1f} s"
+    if asked.reordering and asked.rate_bits_per_s is not None:
+        return "lets frames that do not wait for the delay not wait for the wire either"
+    if asked.loss and asked.duplication:
+        return "does not lose a frame that it doubles"
     if asked.jitter_ns and asked.distribution != "uniform":
         return f"has no {asked.distribution} distribution without a table"
     if asked.lost_announcements:

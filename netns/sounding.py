@@ -48,13 +48,20 @@ _SLOT_BYTES, _SLOTS = 256, 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class Sounded:
-    """One direction: frames sent and arrived, and what they took. None where nothing arrived or was asked."""
+    """One direction: frames sent and arrived, and what they took. None where nothing arrived or was asked.
+
+    A frame that arrived twice counts once in `arrived`, and in `duplicated` for each time more; `overtaken` are
+    those that arrived after one that was sent later.
+    """
 
     sent: int
     arrived: int
     delay_p50_ns: int | None
     delay_p99_ns: int | None
     throughput_bits_per_s: float | None = None
+    delay_least_ns: int | None = None
+    duplicated: int = 0
+    overtaken: int = 0
 
     @property
     def loss(self) -> float | None:
@@ -76,11 +83,26 @@ class _Trip:
 
     sent: int = 0
     taken_ns: dict[int, int] = field(default_factory=dict)
+    duplicated: int = 0
+    overtaken: int = 0
+    _latest: int = -1
+
+    def arrived(self, number: int, taken_ns: int) -> bool:
+        """Whether it is the first time."""
+        if number in self.taken_ns:
+            self.duplicated += 1
+            return False
+        self.taken_ns[number] = taken_ns
+        self.overtaken += number < self._latest
+        self._latest = max(self._latest, number)
+        return True
 
     def sounded(self, throughput_bits_per_s: float | None) -> Sounded:
         taken = sorted(self.taken_ns.values())
-        p50, p99 = _quantile(taken, 0.5), _quantile(taken, 0.99)
-        return Sounded(self.sent, len(taken), p50, p99, throughput_bits_per_s)
+        return Sounded(
+            self.sent, len(taken), _quantile(taken, 0.5), _quantile(taken, 0.99), throughput_bits_per_s,
+            min(taken, default=None), self.duplicated, self.overtaken,
+        )  # fmt: skip
 
 
 def sound(
@@ -90,20 +112,21 @@ def sound(
     count: int = COUNT,
     expected_delay_ns: int = 0,
     rates_bits_per_s: tuple[float | None, float | None] = (None, None),
+    rate_probe_s: float = RATE_PROBE_S,
 ) -> Sounding:
     """Measure the link between two interfaces: `count` frames there, 1 ms apart, each of which is answered.
 
     `expected_delay_ns`: how much longer than half a second the last answer may take (both ways together).
     Where `rates_bits_per_s` says what the rate of a direction should be, half as much again is sent after,
-    until any burst is used up and for a fifth of a second more, in which the throughput is measured; the link
-    is full then. OSError if an end cannot be opened.
+    until any burst is used up and for `rate_probe_s` more, in which the throughput is measured; the link is
+    full then. OSError if an end cannot be opened.
     """
     with ExitStack() as stack:
         near, far = (stack.enter_context(_Ear(place)) for place in (a, b))
         there, back = _Trip(), _Trip()
         _echo(near, far, there, back, count, expected_delay_ns)
     rates = [
-        None if rate is None else _throughput(source, target, rate, expected_delay_ns)
+        None if rate is None else _throughput(source, target, rate, expected_delay_ns, rate_probe_s)
         for (source, target), rate in zip(((a, b), (b, a)), rates_bits_per_s, strict=True)
     ]
     both = sorted(there.taken_ns[number] + taken for number, taken in back.taken_ns.items())
@@ -123,13 +146,12 @@ def _echo(near: _Ear, far: _Ear, there: _Trip, back: _Trip, count: int, expected
         found, _, _ = select.select(ears, [], [], max(0.0, (until_ns - now_ns) / 1e9))
         if far.socket in found:
             for number, taken_ns in far.hear():
-                if number not in there.taken_ns:  # a duplicate is not answered twice
-                    there.taken_ns[number] = taken_ns
+                if there.arrived(number, taken_ns):  # a duplicate is not answered twice
                     far.say(number)
                     back.sent += 1
         if near.socket in found:
             for number, taken_ns in near.hear():
-                back.taken_ns.setdefault(number, taken_ns)
+                back.arrived(number, taken_ns)
 
 
 class _Ear:
@@ -166,7 +188,9 @@ class _Ear:
         self.socket.close()
 
 
-def _throughput(source: Place, target: Place, rate: float, expected_ns: int) -> float | None:
+def _throughput(
+    source: Place, target: Place, rate: float, expected_ns: int, probe_s: float
+) -> float | None:
     """What arrives of a stream that is half as much again as `rate`: bits a second of whole frames."""
     frame = _frame(_mac(source), bytes(_LONG_FRAME_BYTES - _HEADER_BYTES))
     apart_ns = len(frame) * 8e9 / (rate * OFFERED_OVER_ASKED)
@@ -181,7 +205,7 @@ def _throughput(source: Place, target: Place, rate: float, expected_ns: int) -> 
         packet.bind(heard, target.ifname)
         _stream(out, frame, apart_ns, burst_s)
         ring.times()  # the burst, and what has come behind it: the link is full from here on
-        _stream(out, frame, apart_ns, max(RATE_PROBE_S, 20 * apart_ns / 1e9))
+        _stream(out, frame, apart_ns, max(probe_s, 20 * apart_ns / 1e9))
         arrivals = ring.times()
         select.select([heard], [], [], (expected_ns + PATIENCE_NS) / 1e9)
         arrivals += ring.times()

@@ -190,13 +190,13 @@ class Course:
                 self._write_down(one)
         self._start_programs()
         lab.links.lose_announcements_anew()
+        foretold = self._foretold(moves)
         several = len(lab.vms) > 1
         for move in moves:
             vm = move.vm if several else None
             self._witness.migration(lab.vms[move.vm].owner, move.target, number, of, vm)
             if move.fault is not None:
                 self._witness.say(f"fault: {move.fault}")
-        foretold = self._foretold(moves)
         events_from = len(lab.recorder.events)
         found = self._moved(moves)
         self.windows.append((min(one.ordered_ns for one in found), max(one.ended_ns for one in found)))

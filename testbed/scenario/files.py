@@ -64,7 +64,8 @@ def read(said: Mapping[str, Any], where: str) -> Scenario:
 def found(word: str) -> Scenario:
     """What a command means by `word`: a file, or the name of a scenario on the shelf. ScenarioError."""
     path = Path(word)
-    if path.suffix == ".toml" or path.exists():
+    beside_a_folder = path.is_dir() and word in shelf.names()  # a run's folder may be called as what ran
+    if path.suffix == ".toml" or (path.exists() and not beside_a_folder):
         return load(path)
     return load(on_shelf(word))
 

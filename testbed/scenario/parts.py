@@ -24,6 +24,7 @@ from testbed.scenario.options import (
     Announce,
     MacPolicy,
     Mode,
+    Neighbours,
     OnStall,
     Pattern,
     StorageServer,
@@ -130,7 +131,9 @@ class Vm(Part):
     """A guest, and the host on which it begins.
 
     `mac`: its MAC address moves along (``keep``) or is another on each host (``per-host``: `mac_address` with
-    the host's number in its fifth byte). `program` is a name or ``package.module:Class``; `durable` makes of
+    the host's number in its fifth byte). `neighbours`: what it knows of others' MAC addresses moves along
+    (``move``), is gone (``forget``), or is wrong at its new host (``stale``), as where a gateway has another
+    one on each host. `program` is a name or ``package.module:Class``; `durable` makes of
     kv the one that keeps its data on the `disk`. `fill` is the share of RAM that holds data."""
 
     name: Name
@@ -146,6 +149,7 @@ class Vm(Part):
     ipv6: Annotated[str, BeforeValidator(_shortest)]
     announce: Announce = "garp-request"
     hold: YesNo = True
+    neighbours: Neighbours = "move"
     tracker: Tracker = "auto"
     load: Load = Load()
 

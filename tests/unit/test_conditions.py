@@ -77,6 +77,11 @@ JITTER = Conditions(delay_ns=10 * MS, jitter_ns=MS)
         (JITTER, True, "relay"),
         (Conditions(delay_ns=10 * MS, jitter_ns=MS, jitter_reorders=True), True, "netem"),
         (Conditions(lost_announcements=2), True, "relay"),
+        (Conditions(delay_ns=3000 * MS, jitter_ns=3000 * MS, jitter_reorders=True), True, "relay"),
+        (Conditions(delay_ns=MS, jitter_ns=MS, jitter_reorders=True, rate_bits_per_s=1e8), True, "relay"),
+        (Conditions(delay_ns=MS, reordering=0.1, rate_bits_per_s=1e8), True, "relay"),
+        (Conditions(loss=0.1, duplication=0.1), True, "relay"),
+        (Conditions(delay_ns=MS, loss=0.1, rate_bits_per_s=1e8), True, "netem"),
     ],
 )
 def test_auto_takes_the_kernels_way_where_it_does_all_that_is_asked(

@@ -76,6 +76,11 @@ def test_a_client_that_is_told_nothing_asks_in_the_way_of_the_guest(vm: str, kin
     assert scenario(f"[[vm]]\n{vm}").clients[0].probes[0].kind == kind
 
 
+def test_a_client_can_be_told_to_do_nothing() -> None:
+    """Somebody may work there by hand."""
+    assert scenario("[[client]]\nidle = true").clients[0].probes == ()
+
+
 # ---- what is said
 
 
@@ -257,12 +262,18 @@ def test_a_file_that_is_not_there_or_too_long_is_named(tmp_path: Path) -> None:
         load(long)
 
 
-def test_a_word_is_a_file_or_a_scenario_of_the_shelf(tmp_path: Path) -> None:
-    assert found("demo").name == "demo"
+def test_a_word_is_a_file_or_a_scenario_of_the_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert found("demo").name == "demo", "a folder beside it is not what is meant"
+    with pytest.raises(ScenarioError, match=r"tmp|Is a directory"):
+        found(str(tmp_path))
     file = tmp_path / "mine.toml"
     file.write_text("")
     assert found(str(file)).name == "mine"
-    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has de"):
+    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has ag"):
         found("dem")
 
 
@@ -324,3 +335,35 @@ def test_a_written_size_reads_back(size_bytes: int) -> None:
 def test_a_written_rate_or_duration_reads_back(value: int) -> None:
     assert parse_rate(write_rate(value)) == value
     assert parse_duration(write_duration(value)) == value
+
+
+@given(
+    ram_mib=st.integers(8, 1 << 40),
+    disk_sectors=st.integers(1, 1 << 50),
+    mode=st.sampled_from(["live", "stop-and-copy", "quick"]),
+    program=st.sampled_from(["echo", "kv", "http", "ramp", "kv-durable", "my.own:Program"]),
+    family=st.sampled_from(["both", "ipv4", "ipv6"]),
+    clients=st.integers(1, 100),
+    connections=st.integers(0, 20_000),
+    interval_ns=st.integers(100_000, 60 * 10**9),
+    stream_rate_per_s=st.integers(0, 100_000),
+    churn_per_s=st.integers(0, 10_000),
+    baseline_ns=st.integers(0, 3600 * 10**9),
+    rate=st.integers(100_000, 34 * 10**9),
+)
+def test_whatever_options_there_can_be_are_a_scenario(
+    ram_mib: int, disk_sectors: int, mode: Any, rate: int, program: str, **more: Any
+) -> None:
+    options = Options(
+        ram_bytes=ram_mib << 20,
+        working_set_bytes=4096,
+        disk_bytes=(8 << 20) + disk_sectors * 512,
+        mode=mode,
+        program=program,
+        bandwidth_bits_per_s=rate,
+        max_bandwidth_bits_per_s=rate,
+        storage_rate_bits_per_s=rate,
+        downtime_limit_ns=more["baseline_ns"] % (600 * 10**9),
+        **more,
+    )
+    assert scenario_of(options).vms[0].ram_bytes == options.ram_bytes

@@ -38,10 +38,12 @@ fi
 $venv/bin/pip install --quiet --disable-pip-version-check "$@" --editable "$checkout[test]"
 ln -sf $venv/bin/testbed $venv/bin/pytest /usr/local/bin/
 
-# An ordinary user cannot load modules, so they are loaded now and at every boot.
+# An ordinary user cannot load modules, so they are loaded now and at every boot: links, queues, what leads a link
+# around through a relay, and what tells of sockets.
+modules="bridge veth sch_netem sch_tbf sch_ingress cls_u32 act_mirred tcp_diag udp_diag"
 mkdir -p /etc/modules-load.d
-printf '%s\n' bridge veth sch_netem sch_tbf >/etc/modules-load.d/testbed.conf
-modprobe --all $(cat /etc/modules-load.d/testbed.conf)
+printf '%s\n' $modules >/etc/modules-load.d/testbed.conf
+modprobe --all $modules
 
 echo "export TESTBED_REQUIRE=$require" >/etc/profile.d/testbed.sh
 if [ -d /etc/sudoers.d ]; then
