@@ -57,7 +57,7 @@ class Life:
     what a run raises that cannot be brought up.
     """
 
-    def __init__(self, wanted: Wanted, say: Callable[[str], None]) -> None:
+    def __init__(self, wanted: Wanted, say: Callable[[str], None], capturing: Capturing) -> None:
         self.scenario, self.folder = wanted.scenario, wanted.folder
         self.started_at = _now()
         self.busy: str | None = None
@@ -75,10 +75,7 @@ class Life:
         with ExitStack() as stack:
             self.journal = Journal(self.folder)
             stack.callback(self.journal.close)
-            self._capturing = stack.enter_context(Capturing(wanted.pcap, self.folder))
-            self.lab = stack.enter_context(
-                Lab(self.scenario, self.folder, say, on_network=self._capturing.begin)
-            )
+            self.lab = stack.enter_context(Lab(self.scenario, self.folder, say, on_network=capturing.begin))
             for name, guest in self.lab.vms.items():
                 say(f"guest: {guest.vm.guest_program} on {guest.owner} ({name})")
             self._booted = self.lab.boot(self._import_path)
@@ -328,7 +325,6 @@ class Life:
         self._new_span(summaries)
         self.lab.programs.finish()
         self.lab.watch(LAST_EVENTS_S, self._event)
-        self._capturing.stop()
         if self.results:
             self._whole = self._all_together(self._spans[0]).model_copy(
                 update={"programs": self.lab.programs.runs()}
@@ -336,10 +332,10 @@ class Life:
             run.write_result(self.folder, self._whole)
         return self._whole
 
-    def write_captures(self) -> None:
+    def write_captures(self, capturing: Capturing) -> None:
         """Make files of what was captured from the beginning; takes its time. The lab need not stand any
         more."""
-        captures = self._capturing.files(self.journal.since(0), lambda _: None)
+        captures = capturing.files(self.journal.since(0), lambda _: None)
         if captures and self._whole is not None:
             run.write_result(self.folder, self._whole.model_copy(update={"captures": captures}))
         run.give_to_caller(self.folder)
