@@ -97,6 +97,7 @@ class Lab:
     ) -> None:
         self.scenario = scenario
         self.folder = folder
+        self.begun_ns = time.monotonic_ns()
         self.vms: dict[str, LabGuest] = {}
         self.clients: dict[str, ClientControl] = {}
         self._processes: list[Process] = []
