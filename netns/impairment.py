@@ -7,8 +7,9 @@
         link.reset()
 
 Forward is from the first end to the second. A rate alone is a token bucket of the kernel's; the rest is
-netem's where the kernel has it and netem can do it, and else a relay's (`netns.relay`), which can do all. A
-link without conditions has none of them in its way.
+netem's where the kernel has it and netem does it as it was meant, and else a relay's (`netns.relay`), which
+can do all. Of itself netem is not taken where chance or a slow wire is to meet each frame: to netem 64 KiB
+that the kernel has not cut up yet are one. A link without conditions has none of them in its way.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ def choose(
         return Choice("relay", f"netem {lacking}")
     if not has_netem:
         return Choice("relay", "netem is not in this kernel")
+    if any(one.needs_wire_frames for one in both):
+        return Choice("relay", "netem takes an offloaded frame of 64 KiB for one")
     return Choice("netem", "the kernel has it")
 
 

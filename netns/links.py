@@ -29,6 +29,7 @@ _ETH_P_ALL = 3  # <linux/if_ether.h>
 _ANY_CLASS = 0x10001  # wanted by pyroute2; the action takes the frame before there is a class to choose
 _SIOCETHTOOL = 0x8946  # <linux/sockios.h>
 _ETHTOOL_STSO = 0x1F  # <linux/ethtool.h>
+_GSO_MAX_SEGS = 65535  # <linux/netdevice.h>
 _ETHTOOL_VALUE = struct.Struct("=II")  # struct ethtool_value: cmd, data
 _IFREQ_POINTER = struct.Struct("@16sP16x")  # struct ifreq with ifr_data
 
@@ -165,15 +166,19 @@ class Links:
 
     def set_segmentation(self, ifname: str, offloaded: bool) -> None:
         """Whether frames of up to 64 KiB leave by `ifname` as they are (as a veth does), or cut up as for a
-        wire. ETHTOOL_STSO.
+        wire. ETHTOOL_STSO for TCP; a most of one segment for all kinds, UDP's among them (gso_features_check
+        in net/core/dev.c).
         """
+        segments = _GSO_MAX_SEGS if offloaded else 1
+        what = f"segmentation of {ifname}"
+        self._ask(what, "link", "set", index=self.index(ifname), gso_max_segs=segments)
         value = ctypes.create_string_buffer(_ETHTOOL_VALUE.pack(_ETHTOOL_STSO, int(offloaded)))
         request = _IFREQ_POINTER.pack(ifname.encode(), ctypes.addressof(value))
         with self._namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             try:
                 fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
             except OSError as error:
-                raise LinkError(f"{self._namespace.name}: segmentation of {ifname}: {error}") from error
+                raise LinkError(f"{self._namespace.name}: {what}: {error}") from error
 
     def pin(self, mac: str, port: str) -> None:
         """Have the bridge of `port` believe that `mac` is behind it, whatever it hears, until `unpin`."""

@@ -50,8 +50,9 @@ _SLOT_BYTES, _SLOTS = 256, 1 << 15
 class Sounded:
     """One direction: frames sent and arrived, and what they took. None where nothing arrived or was asked.
 
-    A frame that arrived twice counts once in `arrived`, and in `duplicated` for each time more; `overtaken` are
-    those that arrived after one that was sent later.
+    A frame that arrived twice counts once in `arrived`, and in `duplicated` for each time more (the last
+    frame's duplicate may come when the measurement is over); `overtaken` are those that arrived after one
+    that was sent later.
     """
 
     sent: int
@@ -189,7 +190,7 @@ class _Ear:
 
 
 def _throughput(
-    source: Place, target: Place, rate: float, expected_ns: int, probe_s: float
+    source: Place, target: Place, rate: float, expected_ns: int, probe_s: float = RATE_PROBE_S
 ) -> float | None:
     """What arrives of a stream that is half as much again as `rate`: bits a second of whole frames."""
     frame = _frame(_mac(source), bytes(_LONG_FRAME_BYTES - _HEADER_BYTES))

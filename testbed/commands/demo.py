@@ -17,6 +17,7 @@ def demo(
     pcap: asked.PcapLinks = None,
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    pause_on_failure: asked.PauseOnFailure = False,
     no_report: NoReport = False,
     plain: asked.Plain = False,
     quiet: asked.Quiet = False,
@@ -27,5 +28,5 @@ def demo(
     with wrong_request():
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(_DEFAULT, "demo")])
     live = is_live(plain=plain, quiet=quiet)
-    show = Show(quiet=quiet, with_report=not no_report, pcap=captured, live=live)
+    show = Show(quiet=quiet, with_report=not no_report, pcap=captured, live=live, pause=pause_on_failure)
     finish(run_one(_DEFAULT, "demo", runs, show))

@@ -105,7 +105,7 @@ KERNEL = (
     ),
     Feature(
         "netem", "optional", probes.netem,
-        "links' delay and loss by the kernel: a relay does it instead",
+        "links' delays by the kernel: a relay does it instead",
         _module("sch_netem", "CONFIG_NET_SCH_NETEM"),
     ),
 )

@@ -10,11 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netns import universe
 from netns.forkserver import ready, spawn
 from testbed.pytest_plugin.handles import Lab
 from testbed.scenario.files import found
@@ -23,9 +25,11 @@ from testbed.scenario.model import Scenario
 from testbed.scenario.options import OptionError
 from testbed.scenario.pcap import ALL, DEFAULT_LIMIT, Pcap
 from testbed.scenario.words import KEYS, options_from
+from testbed.standing import registry
 from testbed.standing.background import StarterGone, Voice
 from testbed.standing.client import Conversation
 from testbed.standing.protocol import LabGone, Refused
+from testbed.standing.registry import Entry
 
 ENTRY = f"{__name__}:main"
 SOCKET = Path("/run/lab-under-test")
@@ -52,7 +56,8 @@ def lab_beside(request: pytest.FixtureRequest, has_failed: Callable[[], bool]) -
     with ExitStack() as stack:
         keeps, pcap = config.getoption("--testbed-keep"), config.getoption("--testbed-pcap")
         stack.callback(_keep_or_remove, folder, node, lambda: keeps or has_failed())
-        yield stack.enter_context(_started(_scenario(node), folder, node, pcap=pcap))
+        pauses = config.getoption("--testbed-pause-on-failure")
+        yield stack.enter_context(_started(_scenario(node), folder, node, pcap=pcap, pauses=pauses))
 
 
 def _folder(request: pytest.FixtureRequest) -> Path:
@@ -96,7 +101,10 @@ def _scenario(node: pytest.Item) -> Scenario:
 
 
 @contextmanager
-def _started(scenario: Scenario, folder: Path, node: pytest.Item, *, pcap: bool) -> Iterator[Lab]:
+def _started(
+    scenario: Scenario, folder: Path, node: pytest.Item, *, pcap: bool, pauses: bool
+) -> Iterator[Lab]:
+    """Where it `pauses` on failure the lab can be found from outside, by the commands."""
     import_path = [str(node.path.parent), str(node.config.rootpath)]
     argument = {
         "scenario": scenario.as_json(),
@@ -105,10 +113,11 @@ def _started(scenario: Scenario, folder: Path, node: pytest.Item, *, pcap: bool)
         "pcap": pcap,
     }
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        listener.bind(str(SOCKET))
-        stack.callback(SOCKET.unlink)
-        listener.listen()
+        claim = None
+        if pauses:
+            claim = registry.claim(f"pytest-{universe.first_pid()}")
+            stack.callback(claim.give_up)
+        listener = stack.enter_context(_listening()) if claim is None else claim.listener
         ours, theirs = socket.socketpair()
         told = stack.enter_context(Conversation(ours))
         log = folder / "lab.log"
@@ -122,12 +131,40 @@ def _started(scenario: Scenario, folder: Path, node: pytest.Item, *, pcap: bool)
             pytest.fail(f"the lab does not come up: {refused}", pytrace=False)
         except LabGone:
             pytest.fail(f"the lab ended before it stood:\n{process.stderr_tail()}", pytrace=False)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(str(SOCKET))
-        line = stack.enter_context(Conversation(connection))
-        yield Lab(scenario, standing, line)
+        if claim is not None:
+            claim.publish(_entry(claim.name, standing))
+        name = None if claim is None else claim.name
+        line = stack.enter_context(Conversation(_connected(name)))
+        yield Lab(scenario, standing, line, name)
         line.ask({"do": "down"}, DOWN_DEADLINE_S)
         process.wait(END_DEADLINE_S)
+
+
+@contextmanager
+def _listening() -> Iterator[socket.socket]:
+    """Where the lab's server listens when nobody outside is to find it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(SOCKET))
+        listener.listen()
+        try:
+            yield listener
+        finally:
+            SOCKET.unlink()
+
+
+def _connected(name: str | None) -> socket.socket:
+    if name is not None:
+        return registry.connect(name)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(SOCKET))
+    return connection
+
+
+def _entry(name: str, standing: dict[str, Any]) -> Entry:
+    first = universe.first_pid()
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    links = tuple(standing["links"])
+    return Entry(name, first, first, started_at, standing["folder"], standing["nodes"], links)
 
 
 def main(argument: dict[str, Any], fds: Sequence[int]) -> int:

@@ -147,10 +147,12 @@ class Continuity:
         found = [f"{one.name}: has not come back, {self._when(one.begun_ns)}" for one in hanging]
         for asking in self.asked:
             if asking.error is not None:
-                what = f"{type(asking.error).__name__}: {asking.error}"
+                what = f"{type(asking.error).__name__}: {asking.error}".removesuffix(": ")
                 found.append(f"{asking.name}: {what}, {self._when(asking.error_ns)}")
         found += self._broken() if so_far is not None else []
         found += self._counted(so_far) if so_far is not None else []
+        guests = [guest for result in self.results for guest in result.guests]
+        found += [f"{guest.vm}'s program failed: {fault}" for guest in guests for fault in guest.faults]
         found += self._too_late()
         return found
 

@@ -114,8 +114,12 @@ class Link:
 class Lab:
     """The lab of one test. `folder` is its run folder, `results` what came of each migration."""
 
-    def __init__(self, scenario: Scenario, standing: Mapping[str, Any], line: Conversation) -> None:
+    def __init__(
+        self, scenario: Scenario, standing: Mapping[str, Any], line: Conversation, name: str | None = None
+    ) -> None:
         self.scenario = scenario
+        self.name = name
+        """By which the commands find it, where they can (``--testbed-pause-on-failure``)."""
         self.folder = Path(standing["folder"])
         self.results: list[Result] = []
         nodes: dict[str, str] = standing["nodes"]

@@ -29,7 +29,7 @@ from testbed.experiment.spans import span, together
 from testbed.experiment.thresholds import waived
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
-from testbed.lab.environment import environment
+from testbed.lab.evidence import gather
 from testbed.lab.lab import Lab, Readable
 from testbed.measure.result import Clients, LinkFigures, Result
 from testbed.measure.trace import BEAT
@@ -57,7 +57,7 @@ class Life:
     what a run raises that cannot be brought up.
     """
 
-    def __init__(self, wanted: Wanted, say: Callable[[str], None]) -> None:
+    def __init__(self, wanted: Wanted, say: Callable[[str], None], capturing: Capturing) -> None:
         self.scenario, self.folder = wanted.scenario, wanted.folder
         self.started_at = _now()
         self.busy: str | None = None
@@ -75,10 +75,7 @@ class Life:
         with ExitStack() as stack:
             self.journal = Journal(self.folder)
             stack.callback(self.journal.close)
-            self._capturing = stack.enter_context(Capturing(wanted.pcap, self.folder))
-            self.lab = stack.enter_context(
-                Lab(self.scenario, self.folder, say, on_network=self._capturing.begin)
-            )
+            self.lab = stack.enter_context(Lab(self.scenario, self.folder, say, on_network=capturing.begin))
             for name, guest in self.lab.vms.items():
                 say(f"guest: {guest.vm.guest_program} on {guest.owner} ({name})")
             self._booted = self.lab.boot(self._import_path)
@@ -176,6 +173,10 @@ class Life:
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
 
+    def evidence(self) -> Path:
+        """Write down what the network looks like now; the folder."""
+        return gather(self.lab, self.folder)
+
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
         del self.lab.clients[client]
@@ -266,7 +267,7 @@ class Life:
             programs=[],
             links=self.figures(None),
             events=self.journal.since(self._span_position),
-            surroundings=self._surroundings(course),
+            surroundings=run.surroundings_of(self.lab, self._booted[self.lab.vm.name], course),
             before=self._before,
             faults_before=dict(self._faults_before),
         )
@@ -280,15 +281,10 @@ class Life:
         run.write_events(folder, found.events)
         self._span_position = self.journal.length
         run.write_result(folder, result)
+        if not all(check.passed for check in result.checks):
+            gather(self.lab, folder)
         run.give_to_caller(self.folder)
         return result
-
-    def _surroundings(self, course: Course) -> dict[str, Any]:
-        booted = self._booted[self.lab.vm.name]
-        found = environment(self.lab.topology.congestion_control.values(), booted["tracker"])
-        found["trackers_passed_over"] = booted["passed_over"]
-        found["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
-        return found
 
     def _summaries(
         self, windows: Sequence[tuple[int, int]], folder: Path | None, *, forget: bool = True
@@ -329,7 +325,6 @@ class Life:
         self._new_span(summaries)
         self.lab.programs.finish()
         self.lab.watch(LAST_EVENTS_S, self._event)
-        self._capturing.stop()
         if self.results:
             self._whole = self._all_together(self._spans[0]).model_copy(
                 update={"programs": self.lab.programs.runs()}
@@ -337,10 +332,10 @@ class Life:
             run.write_result(self.folder, self._whole)
         return self._whole
 
-    def write_captures(self) -> None:
+    def write_captures(self, capturing: Capturing) -> None:
         """Make files of what was captured from the beginning; takes its time. The lab need not stand any
         more."""
-        captures = self._capturing.files(self.journal.since(0), lambda _: None)
+        captures = capturing.files(self.journal.since(0), lambda _: None)
         if captures and self._whole is not None:
             run.write_result(self.folder, self._whole.model_copy(update={"captures": captures}))
         run.give_to_caller(self.folder)

@@ -143,6 +143,7 @@ class Server:
             "capture": self._capture,
             "stop": self._stop,
             "clients": self._clients,
+            "evidence": lambda _caller, _message: {"folder": str(self._life.evidence())},
             "down": self._down,
         }
         life.attend(listener, self._accept)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from testbed.experiment.capturing import Capturing
 from testbed.standing.background import Voice
 from testbed.standing.life import Life
 from testbed.standing.server import GoingDown, Server
@@ -30,18 +31,20 @@ def serve(
     def say(text: str) -> None:
         voice.say({"say": text})
 
-    with Life(wanted, say) as life:
-        server = Server(life, listener)
-        on_standing(life)
-        guests = {vm.name: {"ipv4": vm.ipv4, "ipv6": vm.ipv6} for vm in life.scenario.vms}
-        told = {"folder": str(wanted.folder), "nodes": life.nodes, "links": life.links, "guests": guests}
-        voice.say({"ok": told})
-        voice.close()
-        signal.signal(signal.SIGTERM, go_down)
-        last = server.serve()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is going down already
-        server.end_captures()
-        result = life.finish()
-    life.write_captures()
+    with Capturing(wanted.pcap, wanted.folder) as capturing:
+        with Life(wanted, say, capturing) as life:
+            server = Server(life, listener)
+            on_standing(life)
+            guests = {vm.name: {"ipv4": vm.ipv4, "ipv6": vm.ipv6} for vm in life.scenario.vms}
+            told = {"folder": str(wanted.folder), "nodes": life.nodes, "links": life.links, "guests": guests}
+            voice.say({"ok": told})
+            voice.close()
+            signal.signal(signal.SIGTERM, go_down)
+            last = server.serve()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is going down already
+            server.end_captures()
+            result = life.finish()
+            capturing.stop()
+        life.write_captures(capturing)
     outcome = None if result is None else result.outcome
     server.close(last, {"ok": {"folder": str(wanted.folder), "outcome": outcome}})

@@ -24,6 +24,7 @@ LONG = frozenset(
         "drain-a-host",
         "redirected-io",
         "restart-instead-of-migration",
+        "shared-network",
         "stale-neighbour",
         "stuck-migration",
         "there-and-back",
@@ -42,6 +43,14 @@ MUTATIONS = {
     "stale-neighbour": ('neighbours = "stale"', 'neighbours = "move"', "clients.each.0.longest_wait_ms"),
     "downtime-leaves-the-network-out": ("hold = false", "hold = true", "migrations.1.gap_ms.max"),
     "udp-stream": ("hold = false", "hold = true", "clients.each.1.lost"),
+    "shared-network": ('max_bandwidth = "15mbit"', "", "migrations.1.gap_ms.max"),
+    "silent-target": (
+        "[migration]",
+        '[[step]]\nmigrate = "vm1"\nfault = "precopy:target-speaks-early"\n[migration]',
+        "migrations.0.network.switch_relearned_ms",
+    ),
+    "dirty-guest": ("dirty_rate = 12000", "dirty_rate = 10", "migrations.0.rounds.0.dirty_pages"),
+    "lossy-access": ("loss = 0.02", "", "clients.retransmits"),
     "hot-guest": ("dirty_rate = 20000", "dirty_rate = 10", "migrations.0.outcome"),
     "live-against-stop-and-copy": (
         'mode = "stop-and-copy"',

@@ -29,6 +29,7 @@ from netns.observe import counters
 from netns.relayed import RelayDied
 from netns.topology import Bridge, End, Link, Node, Spec, plan
 from tests.conftest import require
+from tests.system.offloaded import segments_that_arrive
 
 pytestmark = pytest.mark.universe
 
@@ -312,6 +313,18 @@ def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames(
 
     assert largest(Conditions(delay_ns=1000)) > 3000
     assert largest(Conditions(delay_ns=1000, loss=1e-9)) < 1515
+
+
+def test_datagrams_that_leave_as_one_frame_are_lost_one_by_one(
+    topology: Topology, relayed: ConditionedLink
+) -> None:
+    a, b = topology.namespace("a"), topology.namespace("b")
+    relayed.set(Conditions(delay_ns=1000), NONE)
+    assert segments_that_arrive(a, b, "10.0.0.2", frames=5, of=20) == [20] * 5
+    relayed.set(Conditions(loss=0.5, seed=9), NONE)
+    arrived = segments_that_arrive(a, b, "10.0.0.2", frames=20, of=20)
+    assert set(arrived) - {0, 20}
+    assert 0 < sum(arrived) < 400
 
 
 def _bulk(topology: Topology, size: int) -> None:

@@ -1,5 +1,5 @@
-"""The two backends of a link's conditions held against each other: the same is asked of netem and of the relay,
-and a sounding from the link's two ends, which knows of neither, says what came of it.
+"""The two backends of a link's conditions held against each other: the same is asked of netem and of the
+relay, and a sounding from the link's two ends, which knows of neither, says what came of it.
 
 What chance decides is held to within five standard deviations of the binomial distribution (wrong once in two
 million times); delays are never too short, and too long only by what a busy or an emulated machine adds.
@@ -26,6 +26,7 @@ from testbed.experiment.run import run
 from testbed.scenario.files import parse
 from tests.conftest import require
 from tests.system.labs import PRELOAD, Witness
+from tests.system.offloaded import segments_that_arrive
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -35,8 +36,11 @@ LATE_NS = 150 * MS
 NONE = Conditions.none()
 A, SWITCH_PORT = ("a", "eth0"), ("switch", "to-a")
 SPEC = Spec(
-    nodes=(Node("switch", bridges=(Bridge("br0"),)), Node("a")),
-    links=(Link(End("a", "eth0"), End("switch", "to-a", bridge="br0")),),
+    nodes=(Node("switch", bridges=(Bridge("br0"),)), Node("a"), Node("b")),
+    links=(
+        Link(End("a", "eth0", addresses=("10.0.0.1/24",)), End("switch", "to-a", bridge="br0")),
+        Link(End("b", "eth0", addresses=("10.0.0.2/24",)), End("switch", "to-b", bridge="br0")),
+    ),
 )
 BACKENDS: tuple[Wanted, ...] = ("netem", "relay")
 
@@ -145,7 +149,7 @@ def test_a_rate_is_the_same_by_both(topology: Topology, rate_bits_per_s: float) 
 def by_netem_all_the_same(topology: Topology, asked: Conditions, count: int) -> Sounding:
     """What is measured where netem is made to do what it is otherwise not asked to."""
     with ConditionedLink(topology, A, SWITCH_PORT, backend="netem") as link:
-        with pytest.raises(ConditionsError, match="^netem .*: take the relay$"):
+        with pytest.raises(ConditionsError, match=r"^netem .*: take the relay$"):
             link.set(asked, NONE)
     places = [Place(topology.namespace(node), ifname) for node, ifname in (A, SWITCH_PORT)]
     queues = KernelQueues(*places)
@@ -179,6 +183,18 @@ def test_in_netem_who_does_not_wait_for_the_delay_does_not_wait_for_the_wire_eit
     asked = Conditions(delay_ns=MS, rate_bits_per_s=8e3, reordering=0.5, seed=8)
     one = by_netem_all_the_same(topology, asked, 200).forward
     assert one.arrived > 60
+
+
+def test_netem_loses_an_offloaded_frame_as_one_and_the_relay_each_frame_of_it(topology: Topology) -> None:
+    asked = Conditions(loss=0.5, seed=9)
+    arrived: dict[Wanted, set[int]] = {}
+    for backend in BACKENDS:
+        with ConditionedLink(topology, A, SWITCH_PORT, backend=backend) as link:
+            link.set(asked, NONE)
+            a, b = (topology.namespace(node) for node in ("a", "b"))
+            arrived[backend] = set(segments_that_arrive(a, b, "10.0.0.2", frames=40, of=20))
+    assert arrived["netem"] == {0, 20}
+    assert len(arrived["relay"] - {0, 20}) > 2
 
 
 # ---- in a whole run

@@ -350,3 +350,42 @@ def test_completion_knows_labs_nodes_and_links(place: Path, lab: str) -> None:
         assert expected in done.stdout.split(), (done.stdout, done.stderr)
 
 
+
+
+# ---- a pause where a check has failed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_failed_check_leaves_evidence_and_the_lab_open(place: Path) -> None:
+    """Nobody is told where the guest went, so its clients are cut off."""
+    cut_off = ("--mac", "per-host", "--announce", "none", "--baseline", "200ms", "--plain", "--no-report")
+    words = (*COMMAND, "migrate", *SMALL, *cut_off, "--pause-on-failure", "--runs", str(place / "failed"))
+    with Terminal(*words) as terminal:
+        terminal.wait_for("Enter alone ends the lab")
+        terminal.type("nowhere\n")
+        terminal.wait_for("there is no node 'nowhere'")
+        terminal.type("client1\n")
+        terminal.wait_for("client1]")
+        terminal.type("hostname -I\n")
+        terminal.wait_for("10.7.0.101")
+        terminal.type("sh -c 'echo it-runs; exec sleep 1000'\n")
+        terminal.wait_for("it-runs\r\n")
+        terminal.type("\x03")
+        terminal.wait_for("client1]")
+        terminal.type("exit\n")
+        terminal.wait_for("Enter alone ends the lab")
+        terminal.type("\n")
+        assert terminal.status() == 1
+    (folder,) = (place / "failed").iterdir()
+    evidence = folder / "evidence"
+    believed = [json.loads(line) for line in (evidence / "client1.neighbours").read_text().splitlines()]
+    assert "02:00:00:00:0a:42" in [one["mac"] for one in believed]  # at host-a, where it is no more
+    assert "10.7.0.10" in (evidence / "client1.sockets").read_text()
+
+
+def test_a_run_that_passed_has_no_evidence(place: Path) -> None:
+    words = ("migrate", *SMALL, "--baseline", "200ms", "--no-report", "-q", "--runs", "passed")
+    assert run(place, *words, "--pause-on-failure").status == 0
+    (folder,) = (place / "passed").iterdir()
+    assert not (folder / "evidence").exists()

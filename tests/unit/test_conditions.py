@@ -81,7 +81,9 @@ JITTER = Conditions(delay_ns=10 * MS, jitter_ns=MS)
         (Conditions(delay_ns=MS, jitter_ns=MS, jitter_reorders=True, rate_bits_per_s=1e8), True, "relay"),
         (Conditions(delay_ns=MS, reordering=0.1, rate_bits_per_s=1e8), True, "relay"),
         (Conditions(loss=0.1, duplication=0.1), True, "relay"),
-        (Conditions(delay_ns=MS, loss=0.1, rate_bits_per_s=1e8), True, "netem"),
+        (Conditions(delay_ns=MS, loss=0.1), True, "relay"),
+        (Conditions(delay_ns=MS, rate_bits_per_s=1e8), True, "relay"),
+        (Conditions(delay_ns=MS, rate_bits_per_s=1e9), True, "netem"),
     ],
 )
 def test_auto_takes_the_kernels_way_where_it_does_all_that_is_asked(
@@ -103,6 +105,12 @@ def test_netem_by_name_is_refused_where_it_is_not_or_cannot() -> None:
         choose("netem", DELAY, NONE, has_netem=False, has_tbf=True)
     with pytest.raises(ConditionsError, match="overtake"):
         choose("netem", NONE, JITTER, has_netem=True, has_tbf=True)
+
+
+def test_netem_by_name_is_given_what_auto_leaves_to_the_relay_for_the_size_of_frames() -> None:
+    loss = Conditions(delay_ns=MS, loss=0.1, rate_bits_per_s=1e8)
+    assert choose("netem", loss, NONE, has_netem=True, has_tbf=True).backend == "netem"
+    assert "64 KiB" in choose("auto", loss, NONE, has_netem=True, has_tbf=True).why
 
 
 def test_netems_limit_holds_what_is_under_way_and_the_queue() -> None:

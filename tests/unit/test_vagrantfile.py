@@ -51,5 +51,5 @@ def test_its_machines_are_the_releases_that_we_test_on() -> None:
 
 
 def test_provisioning_knows_every_release() -> None:
-    known = re.findall(r"^(\w+)\) require=", (HERE / "provision.sh").read_text(), re.MULTILINE)
+    known = re.findall(r"^(\w+)\) # Linux", (HERE / "provision.sh").read_text(), re.MULTILINE)
     assert sorted(known) == sorted(release.suite for release in RELEASES.values())
