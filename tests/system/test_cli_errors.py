@@ -182,7 +182,7 @@ def assert_one_line(ended: Ended, status: int, *words: str) -> None:
         ("migrate --fill 1", ("--fill", "1", "0.9")),
         ("bench --migrations 0", ("--migrations", "0", "between")),
         # captures
-        ("demo --pcap client9", ("--pcap", "client9", "host-a, host-b, client1", "migration")),
+        ("demo --pcap client9", ("--pcap", "client9", "client1, client2, client3, host-a", "migration")),
         ("migrate --pcap --pcap-snap 1B", ("--pcap-snap", "1B", "64 B")),
         # names
         ("migrate --name ../up", ("--name", "../up", "slash")),

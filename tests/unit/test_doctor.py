@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from netns import universe
 from testbed import cli
+from testbed.commands.ending import CANNOT, INTERRUPTED
 from testbed.doctor import examination, features
 from testbed.doctor.examination import Finding, as_json, examine, missing
 from testbed.doctor.table import show
@@ -94,7 +95,7 @@ def test_a_probe_that_takes_its_process_along_is_not_taken_for_success(
 
 
 def test_ctrl_c_is_not_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(universe, "run", lambda _: cli.INTERRUPTED)
+    monkeypatch.setattr(universe, "run", lambda _: INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
         examine()
 
