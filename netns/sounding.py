@@ -135,13 +135,17 @@ def sound(
 
 
 def _echo(near: _Ear, far: _Ear, there: _Trip, back: _Trip, count: int, expected_ns: int) -> None:
-    next_ns = time.monotonic_ns()
-    end_ns = next_ns + count * SPACING_NS + expected_ns + PATIENCE_NS
-    while len(back.taken_ns) < count and (now_ns := time.monotonic_ns()) < end_ns:
+    """All `count` go out, however slow this machine is, and the last that either end says is waited for."""
+    next_ns = end_ns = time.monotonic_ns()
+    while len(back.taken_ns) < count:
+        now_ns = time.monotonic_ns()
         if there.sent < count and now_ns >= next_ns:
             near.say(there.sent)
             there.sent += 1
             next_ns += SPACING_NS
+            end_ns = now_ns + expected_ns + PATIENCE_NS
+        elif there.sent == count and now_ns >= end_ns:
+            return
         until_ns = next_ns if there.sent < count else end_ns
         ears = [near.socket, far.socket]
         found, _, _ = select.select(ears, [], [], max(0.0, (until_ns - now_ns) / 1e9))
@@ -150,6 +154,7 @@ def _echo(near: _Ear, far: _Ear, there: _Trip, back: _Trip, count: int, expected
                 if there.arrived(number, taken_ns):  # a duplicate is not answered twice
                     far.say(number)
                     back.sent += 1
+                    end_ns = time.monotonic_ns() + expected_ns + PATIENCE_NS
         if near.socket in found:
             for number, taken_ns in near.hear():
                 back.arrived(number, taken_ns)
