@@ -88,7 +88,7 @@ def test_validate_tells_everything_that_is_wrong_and_what_is_right(tmp_path: Pat
     assert lines[1].startswith("testbed: wrong.toml: vm[1]: unknown key 'rma'; did you mean ram?")
     assert lines[2] == "testbed: none.toml: cannot be read: No such file or directory"
     assert lines[3].startswith(
-        "testbed: nowhere: neither a file nor a scenario of the shelf, which has demo,"
+        "testbed: nowhere: neither a file nor a scenario of the shelf, which has agent-killed-at-commit,"
     )
     assert len(lines) == 4
 
