@@ -98,7 +98,7 @@ def _probe_problems(scenario: Scenario) -> Iterator[str]:
             guest, programs = scenario.asked(probe).guest_program, spec.programs_for(probe.kind)
             if probe.program is None and guest in spec.PROGRAM_PORTS and programs and guest not in programs:
                 yield (
-                    f"client[{client.name}].probe[{number}].kind: a {probe.kind} probe talks to "
+                    f"client[{client.name}].probe[{number}].kind: {probe.kind} talks to "
                     f"{', '.join(programs)}, and {scenario.asked(probe).name} runs {guest}"
                 )
             try:

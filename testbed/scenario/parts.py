@@ -171,6 +171,8 @@ class Vm(Part):
         self._check_disk()
         if not _MAC.fullmatch(self.mac_address) or int(self.mac_address[:2], 16) & 1:
             raise ValueError(f"mac_address: {self.mac_address!r} is no interface's, as 02:00:00:00:00:42")
+        if not int(self.mac_address.replace(":", ""), 16):
+            raise ValueError("mac_address: all zero is no interface's; one is 02:00:00:00:00:42")
         for name, version in (("ipv4", 4), ("ipv6", 6)):
             _check_address(name, getattr(self, name), version)
         return self
@@ -197,15 +199,16 @@ class Vm(Part):
 
 
 def _check_address(name: str, value: str, version: int) -> None:
+    network = ipaddress.ip_network(CLIENT_NETWORKS[version])
     try:
         address = ipaddress.ip_address(value)
-        right = address.version == version and address in ipaddress.ip_network(CLIENT_NETWORKS[version])
+        right = address.version == version and address in network
     except ValueError:
         right = False
     if not right:
-        raise ValueError(
-            f"{name}: {value!r} is not an address of the clients' network {CLIENT_NETWORKS[version]}"
-        )
+        raise ValueError(f"{name}: {value!r} is not an address of the clients' network {network}")
+    if address == network.network_address or (version == 4 and address == network.broadcast_address):
+        raise ValueError(f"{name}: {value!r} is that of the whole network {network}, not a guest's")
 
 
 class Conditions(Part):
