@@ -178,7 +178,7 @@ def _performed(
     surroundings |= {name: _by_name(used) for name, used in usage.items()}
     owners = {name: guest.owner for name, guest in lab.vms.items()}
     links = [
-        link(name, figures, lab.links.soundings.get(name))
+        link(name, figures, *lab.links.soundings.get(name, ()))
         for name, figures in lab.links.figures().items()
     ]
     programs, events = lab.programs.runs(), lab.recorder.events
