@@ -33,7 +33,9 @@ def _asked_ms(directions: tuple[DirectionFigures, DirectionFigures]) -> float:
     return sum(one.asked.delay_ns for one in directions) / 1e6
 
 
-def _direction(told: DirectionFigures, measured: Sounded | None, then: DirectionFigures) -> model.LinkDirection:
+def _direction(
+    told: DirectionFigures, measured: Sounded | None, then: DirectionFigures
+) -> model.LinkDirection:
     return model.LinkDirection(
         asked=_asked(told.asked),
         measured=None if measured is None else _measured(measured, then.asked),

@@ -309,8 +309,8 @@ class LinkConditions(_Model):
 
 class LinkSounding(_Model):
     """One direction of a link as it was measured from its two ends before the run, whoever conditions it:
-    frames sent and arrived, what they took, and the throughput where a rate was asked for. `asked` is what was
-    asked of it then; a step may have asked for something else since."""
+    frames sent and arrived, what they took, and the throughput where a rate was asked for. `asked` is what
+    was asked of it then; a step may have asked for something else since."""
 
     asked: LinkConditions | None = None
     sent: int

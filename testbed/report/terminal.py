@@ -143,8 +143,11 @@ def show_summary(console: Console, result: Result, folder: str | None) -> None:
     route = f"{last.source} → {last.target}" if last else ""
     count = f" x {len(result.migrations)}" if len(result.migrations) > 1 else ""
     console.print()
-    what = f"{result.mode} migration {route}{count}" if last else f"{len(result.migrations)} migrations"
-    console.print(Text(f"{what}: {result.outcome}", style=style))
+    if result.migrations:
+        what = f"{result.mode} migration {route}{count}" if last else f"{len(result.migrations)} migrations"
+        console.print(Text(f"{what}: {result.outcome}", style=style))
+    else:
+        console.print(Text("nothing migrated", style=style))
     if last and last.reason:
         console.print(Text(f"  {last.reason}", style="yellow"))
     if last is None:
