@@ -241,7 +241,7 @@ WRONG = {
     "baseline = '61min'": "f.toml: baseline: 3660s is not between 0ns and 3600s",
     "seed = '1'": "f.toml: seed: '1' is not a whole number",
     "[[vm]]\n[[client]]\n[[client.probe]]\nkind = 'x'": "f.toml: client[1].probe[1].kind: 'x' is none of clo",
-    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1]: unknown",
+    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1]: un",
     "[[client]]\n[[client.probe]]\nkind = 'open-loop'\nrate = 0": "f.toml: client[client1].probe[1]: rate mu",
     "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\ninterval = 1": "f.toml: client[1].probe[1].interval",
     "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\nvm = 'x'": "f.toml: client[client1].probe[1].vm: th",
