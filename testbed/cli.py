@@ -89,8 +89,8 @@ def main() -> NoReturn:
 
 
 def _what_is_left(command: Sequence[str]) -> str:
-    """A command that has a lab of its own takes it along. One in a lab that stands takes nothing of it, and to
-    say that nothing of the lab is left would be false."""
+    """A command that has a lab of its own takes it along. One in a lab that stands takes nothing of it:
+    to say that nothing of the lab is left would be false."""
     return "" if {*command} & IN_A_LAB_THAT_STANDS else "; nothing of the lab is left"
 
 

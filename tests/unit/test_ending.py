@@ -7,11 +7,13 @@ import pytest
 from testbed import cli
 
 
-@pytest.mark.parametrize(("command", "said"), [("demo", True), ("up", True), ("capture", False), ("exec", False)])
+@pytest.mark.parametrize(
+    ("command", "said"), [("demo", True), ("up", True), ("capture", False), ("exec", False)]
+)
 def test_of_a_lab_that_stands_on_nobody_says_that_it_is_gone(
     command: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`capture`, interrupted before it had begun, said `nothing of the lab is left` beside a lab that stood."""
+    """`capture`, interrupted before it had begun, said that nothing of the lab was left."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
