@@ -77,7 +77,7 @@ def migrate(
         step |= {"migrate": vm} if vm else {}
         step |= {"to": to} if to is not None else {}
         migrate_standing(lab, step, show)
-    name = name or DEFAULT_NAME
+    name = DEFAULT_NAME if name is None else name
     with wrong_request():
         asked.check_name(name)
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(options, name)])

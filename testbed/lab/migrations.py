@@ -134,9 +134,9 @@ def _answer_from(line: Line) -> Answer | None:
 
 
 class Mending:
-    """When what a fault did is to be undone: MEND_AFTER_S after it happened, of which its event tells. (Not so
-    long after the order: on a busy machine its phase may begin later than that, and then it would last for
-    ever.)"""
+    """When what a fault did is to be undone: MEND_AFTER_S after it happened, of which its event tells. (Not
+    after the order: on a busy machine its phase may begin later than that, and it would last for ever.)
+    """
 
     def __init__(
         self, on_event: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.scenario import shelf
+from testbed.scenario.fitting import Misfit
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import OptionError
 from testbed.scenario.quantities import WRITTEN
@@ -58,7 +59,7 @@ def read(said: Mapping[str, Any], where: str) -> Scenario:
     try:
         return Scenario.model_validate(said, context=WRITTEN)
     except ValidationError as error:
-        raise ScenarioError([_line(where, one, said) for one in _firsts(error)]) from None
+        raise ScenarioError([line for one in _firsts(error) for line in _lines(where, one, said)]) from None
 
 
 def found(word: str) -> Scenario:
@@ -90,6 +91,14 @@ def _firsts(error: ValidationError) -> list[Any]:
         )
 
     return [one for one in found if not follows(one)]
+
+
+def _lines(where: str, error: Any, said: Any) -> list[str]:
+    """Of a scenario whose parts do not fit together one for each thing; else the one."""
+    reason = error.get("ctx", {}).get("error")
+    if isinstance(reason, Misfit):
+        return [f"{where}: {problem}" for problem in reason.problems]
+    return [_line(where, error, said)]
 
 
 def _line(where: str, error: Any, said: Any) -> str:

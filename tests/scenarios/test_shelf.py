@@ -24,6 +24,7 @@ LONG = frozenset(
         "drain-a-host",
         "redirected-io",
         "restart-instead-of-migration",
+        "shared-network",
         "stale-neighbour",
         "stuck-migration",
         "there-and-back",

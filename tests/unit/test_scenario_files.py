@@ -286,6 +286,21 @@ def test_a_word_is_a_file_or_a_scenario_of_the_shelf(
         found("dem")
 
 
+def test_everything_that_does_not_fit_is_told_at_once() -> None:
+    text = "[[vm]]\n[[vm]]\nipv4 = '10.7.0.10'\n[[link]]\nname = 'host-z'\n[[client]]\nname = 'host-a'\n"
+    assert problems(text + "probe = [{kind = 'closed-loop', vm = 'vm9'}]") == [
+        "f.toml: client: something called host-a is there already, under hosts",
+        "f.toml: vm[vm2].ipv4: 10.7.0.10 is vm1's already",
+        "f.toml: client[host-a].probe[1].vm: there is no guest 'vm9'; there are: vm1, vm2",
+        "f.toml: link: there is no link 'host-z'; there are: host-a, host-a, host-b, migration",
+    ]
+    steps = "[[step]]\nmigrate = 'vm7'\n[[step]]\nlink = 'nowhere'\n"
+    assert [one.partition(":")[2].partition(":")[0].strip() for one in problems(steps)] == [
+        "step[1].migrate",
+        "step[2].link",
+    ]
+
+
 # ---- the shelf, the schema, and back
 
 
