@@ -10,7 +10,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -41,6 +41,9 @@ COMMANDS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "The instrument": (doctor, calibrate, bench),
 }
 """Every command, under the heading by which ``testbed --help`` lists it."""
+
+IN_A_LAB_THAT_STANDS = {"ps", "exec", "shell", "link", "capture", "events", "down"}
+"""The commands that end without the lab that they are about."""
 
 app = typer.Typer(
     name="testbed",
@@ -80,9 +83,15 @@ def main() -> NoReturn:
         status = WRONG_REQUEST
     if status in ENDED_BY:
         with suppress(OSError):  # the terminal may be what is gone
-            tell(f"ended by {ENDED_BY[status]}; nothing of the lab is left")
+            tell(f"ended by {ENDED_BY[status]}{_what_is_left(sys.argv[1:2])}")
         _let_go_of_the_terminal()
     sys.exit(status)
+
+
+def _what_is_left(command: Sequence[str]) -> str:
+    """A command that has a lab of its own takes it along. One in a lab that stands takes nothing of it:
+    to say that nothing of the lab is left would be false."""
+    return "" if {*command} & IN_A_LAB_THAT_STANDS else "; nothing of the lab is left"
 
 
 def _let_go_of_the_terminal() -> None:

@@ -174,8 +174,8 @@ class RunFolder:
             what = f"every run has a {RUN} of its own; use another"
             fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: {what}")
         self._runs = runs
-        self._runs_were_there = runs.exists()
         try:
+            self._runs_were_there = runs.exists()  # it may not be for us to know
             self.path = make_folder(runs, name)
         except OSError as error:
             fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")

@@ -160,7 +160,9 @@ class Course:
         else:
             by = self._lab.links.set(step.link, step.conditions).backend
             told = step.conditions.of_a_wire().describe()
-        self._witness.say(f"link {step.link}: {told}")
+        said = step.model_dump(mode="json", by_alias=True, exclude={"link", "reset"}, exclude_none=True)
+        words = ", ".join(f"{key} {value}" for key, value in said.items())
+        self._witness.say(f"link {step.link}: {words or 'no conditions'}")
         event = {"link": step.link, "direction": step.direction, "conditions": told, "by": by}
         self._lab.tell("link-conditions", event, self._witness.event)
 

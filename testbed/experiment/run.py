@@ -178,7 +178,7 @@ def _performed(
     surroundings |= {name: _by_name(used) for name, used in usage.items()}
     owners = {name: guest.owner for name, guest in lab.vms.items()}
     links = [
-        link(name, figures, lab.links.soundings.get(name))
+        link(name, figures, *lab.links.soundings.get(name, ()))
         for name, figures in lab.links.figures().items()
     ]
     programs, events = lab.programs.runs(), lab.recorder.events
@@ -216,7 +216,8 @@ def result_of(scenario: Scenario, started_at: str, found: Found, options: dict[s
     guests = [_guest(scenario, name, stats, found) for name, stats in found.stats.items()]
     faults = [fault for guest in guests for fault in guest.faults]
     not_held = [vm.name for vm in scenario.vms if not vm.hold]
-    checks = judge(migrations, clients, faults, not_held=not_held)
+    asked_to_move = any(step.verb == "migrate" for step in scenario.steps)
+    checks = judge(migrations, clients, faults, not_held=not_held, asked_to_move=asked_to_move)
     worst = max(migrations, key=lambda one: one.blackout_ms or 0.0, default=None)
     result = Result(
         name=scenario.name,

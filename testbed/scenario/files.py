@@ -65,10 +65,22 @@ def read(said: Mapping[str, Any], where: str) -> Scenario:
 def found(word: str) -> Scenario:
     """What a command means by `word`: a file, or the name of a scenario on the shelf. ScenarioError."""
     path = Path(word)
-    beside_a_folder = path.is_dir() and word in shelf.names()  # a run's folder may be called as what ran
-    if path.suffix == ".toml" or (path.exists() and not beside_a_folder):
+    if path.suffix == ".toml" or (_may_be_there(path) and not _is_beside_a_folder(word)):
         return load(path)
     return load(on_shelf(word))
+
+
+def _is_beside_a_folder(word: str) -> bool:
+    """A run's folder may be called as what ran."""
+    return word in shelf.names() and Path(word).is_dir()
+
+
+def _may_be_there(path: Path) -> bool:
+    """Also where nobody tells us (in a folder that is closed to us): opening it says why not."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def on_shelf(name: str) -> Path:

@@ -212,7 +212,7 @@ def test_a_name_that_would_hurt(folder: Path, name: str) -> None:
     assert not (folder / RUNS).exists()
 
 
-@pytest.mark.parametrize("runs", ["/proc/runs", "/sys/runs", "file/runs"])
+@pytest.mark.parametrize("runs", ["/proc/runs", "/sys/runs", "file/runs", "x" * 300])
 def test_a_folder_that_cannot_be_made(folder: Path, runs: str) -> None:
     (folder / "file").touch()
     assert_one_line(run(folder, "demo", "--runs", runs), CANNOT, runs)

@@ -392,3 +392,9 @@ def test_whatever_options_there_can_be_are_a_scenario(
         **more,
     )
     assert scenario_of(options).vms[0].ram_bytes == options.ram_bytes
+
+
+def test_a_word_that_no_file_can_be_called_is_one_line() -> None:
+    """Whether it exists cannot even be asked; nor can it of a file in a folder that is closed to us."""
+    with pytest.raises(ScenarioError, match="cannot be read: File name too long"):
+        found("x" * 300)
