@@ -73,10 +73,10 @@ def test_duplicates_are_counted_once(link: ConditionedLink) -> None:
 
 
 def test_a_rate_is_measured_where_one_is_asked(link: ConditionedLink) -> None:
-    link.set(Conditions(rate_bits_per_s=20e6), NONE)
-    sounding = link.sound(10)
+    link.set(Conditions(rate_bits_per_s=2e6), NONE)
+    sounding = link.sound(10, rate_probe_s=1.0)
     assert sounding.forward.throughput_bits_per_s is not None
-    assert 5e6 < sounding.forward.throughput_bits_per_s < 21e6
+    assert 1e6 < sounding.forward.throughput_bits_per_s < 2.4e6
     assert sounding.backward.throughput_bits_per_s is None
 
 
