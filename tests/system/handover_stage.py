@@ -98,7 +98,7 @@ def make_network() -> None:
 
 
 def await_forwarding(node: Namespace, port: str) -> None:
-    """Until the kernel has noticed the port's carrier, up to a second after it came: the bridge forwards then."""
+    """Until the kernel has noticed the carrier, up to a second after it came: the bridge forwards then."""
     sockets = [node.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) for _ in range(2)]
     with netlink.RouteSocket(sockets[0]) as ask, sockets[1] as watch:
         netlink.wait_operational(watch, ask, port, CARRIER_DEADLINE_S)
