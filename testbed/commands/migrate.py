@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from testbed.commands import asked
-from testbed.commands.ending import finish, wrong_request
+from testbed.commands.ending import finish, tell, wrong_request
 from testbed.commands.inside import check_possible, inside_universe
 from testbed.commands.options import STEP_KEYS, given_options, takes_options
 from testbed.commands.report import NoReport
@@ -107,8 +107,10 @@ def _lab_that_is_meant(name: str | None, *, anyway: bool) -> str | None:
     lab that is meant, named or not."""
     from testbed.standing import registry
 
-    stands = name is not None and name in [entry.name for entry in registry.standing()]
-    if not stands and not anyway:
+    standing = [entry.name for entry in registry.standing()]
+    if name not in standing and not anyway:
+        if name is not None and standing:
+            tell(f"--name: no lab {name!r} stands ({', '.join(standing)}): this is a run of its own")
         return None
     with wrong_request():
         return registry.find(name).name

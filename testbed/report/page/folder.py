@@ -59,7 +59,11 @@ def read(path: Path) -> RunFolder:
         raise NotARun(f"{path}: no such folder" if not path.exists() else f"{path}: is no folder")
     archives = sorted(path.glob("*.npz"))
     if not (path / RESULT).exists() and not (path / EVENTS).exists() and not archives:
-        raise NotARun(f"{path}: no run: there is no {RESULT}, no {EVENTS} and no samples of a client (*.npz)")
+        inside = sorted(one.parent.name for one in path.glob(f"*/{RESULT}"))
+        hint = f"; the newest of the {len(inside)} runs in it is {path / inside[-1]}" if inside else ""
+        raise NotARun(
+            f"{path}: no run: there is no {RESULT}, no {EVENTS} and no samples of a client (*.npz){hint}"
+        )
     missing: list[str] = []
     result = _read_result(path / RESULT, missing)
     events = _read_events(path / EVENTS, missing)
