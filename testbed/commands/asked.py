@@ -66,6 +66,13 @@ Plain = Annotated[
     bool, typer.Option("--plain", help="Lines as things happen, instead of the picture that a terminal gets.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
+PauseOnFailure = Annotated[
+    bool,
+    typer.Option(
+        "--pause-on-failure",
+        help="If a check fails and this is a terminal: the lab stands on, and you can be in its nodes.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Option("--runs", help="Where to put the run's folder.")]
 
 

@@ -32,8 +32,8 @@ def calibrate(
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
     """Hold each kind of probe against what was really done: pauses of known length, bytes that go wrong on
-    purpose, known delay and loss. Exit status 1 where the error is larger than promised. Every later run on
-    this machine carries the error found. Takes about a minute."""
+    purpose, known delay, loss and rate. Exit status 1 where the error is larger than promised. Every later
+    run on this machine carries the error found. Takes two to three minutes."""
     with wrong_request():
         if not 1 <= repeats <= MOST_REPEATS:
             raise OptionError(f"--repeats: {repeats} is not between 1 and {MOST_REPEATS}")

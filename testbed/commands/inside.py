@@ -4,13 +4,15 @@ nothing left of it when nothing did.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.commands.ending import CANNOT, WRONG_REQUEST, explained, fail
+from testbed.commands.ending import CANNOT, WRONG_REQUEST, explained, fail, tell
 from testbed.scenario.options import MIN_RAM_BYTES, Options
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def check_scenarios(scenarios: Iterable[Scenario]) -> list[str]:
         _check_scenario_memory(scenario)
         for vm in scenario.vms:
             _check_program(vm.program, f"{scenario.name}: vm[{vm.name}].program")
+        _check_commands(scenario)
     return import_path
 
 
@@ -53,6 +56,26 @@ def _check_program(program: str, where: str) -> None:
         load_program(program)
     except ProgramError as error:
         fail(WRONG_REQUEST, f"{where}: {error}")
+
+
+def _check_commands(scenario: Scenario) -> None:
+    """Programs that the scenario runs in nodes are this machine's: what is missing is told before anything
+    stands."""
+    wanted = [
+        (client.name, program.command[0], program.environment)
+        for client in scenario.clients
+        for program in client.programs
+    ]
+    wanted += [(str(step.on), step.run[0], step.environment) for step in scenario.steps if step.run]
+    missing = [
+        f"{scenario.name}: {node}: cannot run {name}: not found, or not executable"
+        for node, name, environment in wanted
+        if shutil.which(name, path=environment.get("PATH", os.environ.get("PATH"))) is None
+    ]
+    for line in missing[:-1]:
+        tell(line)
+    if missing:
+        fail(CANNOT, missing[-1])
 
 
 def _check_scenario_memory(scenario: Scenario) -> None:
@@ -151,8 +174,8 @@ class RunFolder:
             what = f"every run has a {RUN} of its own; use another"
             fail(WRONG_REQUEST, f"--runs: {runs} cannot be used: {what}")
         self._runs = runs
-        self._runs_were_there = runs.exists()
         try:
+            self._runs_were_there = runs.exists()  # it may not be for us to know
             self.path = make_folder(runs, name)
         except OSError as error:
             fail(CANNOT, f"cannot make the run's folder in {runs}: {error.strerror}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from testbed.standing.protocol import Message
 
 link = typer.Typer(
-    help="The conditions of links, in a lab that stands: set, show, reset.", no_args_is_help=True
+    name="link", help="The conditions of links, in a lab that stands: set, show, reset", no_args_is_help=True
 )
 
 Link = Annotated[

@@ -57,6 +57,7 @@ def migrate(
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json on standard output, nothing else.")
     ] = False,
+    pause_on_failure: asked.PauseOnFailure = False,
     no_report: NoReport = False,
     plain: asked.Plain = False,
     quiet: asked.Quiet = False,
@@ -76,11 +77,11 @@ def migrate(
         step |= {"migrate": vm} if vm else {}
         step |= {"to": to} if to is not None else {}
         migrate_standing(lab, step, show)
-    name = name or DEFAULT_NAME
+    name = DEFAULT_NAME if name is None else name
     with wrong_request():
         asked.check_name(name)
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [scenario(options, name)])
-    finish(run_one(options, name, runs, replace(show, pcap=captured)))
+    finish(run_one(options, name, runs, replace(show, pcap=captured, pause=pause_on_failure)))
 
 
 def scenario(options: Options, name: str) -> Scenario:

@@ -32,12 +32,12 @@ def report(
     ] = None,
 ) -> None:
     """Make the page of a run (report.html): timeline, replay, figures in one file that needs nothing else. Of
-    a run that was cut short it shows what is there."""
+    a run that was cut short it shows what is there, and what is missing is told on standard error too."""
     from testbed.report.page.folder import NotARun
     from testbed.report.page.render import write_report
 
     try:
-        path = write_report(runs, out)
+        path = write_report(runs, out, tell)
     except NotARun as error:
         fail(WRONG_REQUEST, str(error))
     except OSError as error:

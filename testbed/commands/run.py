@@ -53,6 +53,7 @@ def run(
     pcap: asked.PcapLinks = None,
     pcap_snap: asked.PcapSnap = None,
     pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
+    pause_on_failure: asked.PauseOnFailure = False,
     no_report: NoReport = False,
     plain: asked.Plain = False,
     quiet: asked.Quiet = False,
@@ -66,7 +67,14 @@ def run(
         captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: found)
     quiet = quiet or json_
     live = is_live(plain=plain, quiet=quiet)
-    show = Show(as_json=json_, quiet=quiet, with_report=not no_report, pcap=captured, live=live)
+    show = Show(
+        as_json=json_,
+        quiet=quiet,
+        with_report=not no_report,
+        live=live,
+        pcap=captured,
+        pause=pause_on_failure,
+    )
     statuses, results = [], []
 
     def kept(folder: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.commands.ending import status_of
+from testbed.commands.ending import status_of, tell
 from testbed.commands.report import leave_report
 
 if TYPE_CHECKING:
+    from testbed.experiment.run import Witness
+    from testbed.lab.lab import Lab
+    from testbed.measure.result import Result
     from testbed.report.live_state import Cast
     from testbed.scenario.model import Scenario
     from testbed.scenario.options import Options
@@ -32,6 +35,8 @@ class Show:
     live: bool = False
     """As a picture that moves, on a terminal that :func:`testbed.report.screen.lent` has lent."""
     pcap: Pcap | None = None
+    pause: bool = False
+    """Where a check has failed and a terminal is there: the lab stands until the person there ends it."""
 
 
 def run_shown(
@@ -50,21 +55,46 @@ def run_shown(
     from testbed.report.terminal import Progress, show_summary
 
     console = Console(stderr=show.as_json, highlight=False)
-    if show.live:
-        with Live(console, cast_of(scenario)) as view:
-            result = run(scenario, folder, view, import_path, options, show.pcap, BEAT_MS)
-    else:
-        result = run(scenario, folder, Progress(console, show.quiet), import_path, options, show.pcap)
+    with ExitStack() as screen:
+        if show.live:
+            view: Witness = screen.enter_context(Live(console, cast_of(scenario)))
+        else:
+            view = Progress(console, show.quiet)
+
+        def paused(lab: Lab, failed: Result) -> None:
+            screen.close()
+            show_summary(console, failed, str(folder))
+            _pause(lab)
+
+        beat_ms = BEAT_MS if show.live else 0
+        pauses = show.pause and not show.as_json
+        on_failure = paused if pauses else _go_on
+        result = run(
+            scenario, folder, view, import_path, options, show.pcap, beat_ms, on_failure=on_failure
+        )
     if show.silent:
         pass
     elif show.as_json:
         print((folder / "result.json").read_text(), end="")
-    else:
+    elif not (pauses and any(not check.passed for check in result.checks)):
         show_summary(console, result, str(folder))
     page = leave_report(folder) if show.with_report else None
     if page is not None and not show.as_json:
         console.print(f"  {page}", style="dim")
     return status_of(result)
+
+
+def _go_on(_lab: Lab, _failed: Result) -> None:
+    """Nobody wants to look into it."""
+
+
+def _pause(lab: Lab) -> None:
+    from testbed.standing.pausing import is_possible, pause
+
+    if is_possible():
+        pause(lab, lab.scenario.name)
+    else:
+        tell("--pause-on-failure: there is no terminal to be asked at; what was to be seen is in evidence/")
 
 
 def lent(wanted: bool) -> AbstractContextManager[None]:

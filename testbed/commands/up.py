@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,15 +25,15 @@ from testbed.commands.options import given_options, takes_options
 from testbed.commands.run import scenario_names
 from testbed.commands.standing import Lab, forget_the_dead, the_lab
 from testbed.scenario.options import OptionError, Options
+from testbed.scenario.pcap import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from testbed.scenario.model import Scenario
     from testbed.standing.background import Voice
+    from testbed.standing.life import Life
     from testbed.standing.protocol import Message
     from testbed.standing.registry import Claim, Entry
-
-    Wanted = tuple[Scenario, dict[str, Any]]
-    """The scenario of a lab, and the options of which it comes, if any."""
+    from testbed.standing.wanted import Wanted
 
 DEFAULT_NAME = "lab"
 DOWN_DEADLINE_S = 60.0
@@ -56,6 +54,9 @@ def up(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="What the lab is called.")] = DEFAULT_NAME,
+    pcap: asked.PcapLinks = None,
+    pcap_snap: asked.PcapSnap = None,
+    pcap_limit: asked.PcapLimit = DEFAULT_LIMIT,
     quiet: asked.Quiet = False,
     runs: asked.RunFolder = asked.DEFAULT_FOLDER,
 ) -> None:
@@ -64,10 +65,12 @@ def up(
     stand at once, by name. It goes on when this command has ended."""
     from testbed.standing import background, registry
     from testbed.standing.protocol import LabGone, Refused
+    from testbed.standing.wanted import Wanted
 
     with wrong_request():
         registry.check_name(name)
-        lab_of, told_options = _wanted(options, scenario, list(given_options(context)), name)
+        lab_of = _scenario(options, scenario, list(given_options(context)), name)
+        captured = asked.captured(pcap, pcap_snap, pcap_limit, lambda: [lab_of])
     import_path = check_possible(options) if scenario is None else check_scenarios([lab_of])
     with wrong_request():
         forget_the_dead()
@@ -81,7 +84,9 @@ def up(
         log = folder.path / background.LOG
 
         def hold(voice: Voice) -> int:
-            return _hold(claim, (lab_of, told_options), folder, import_path, voice)
+            told = options.as_dict() if scenario is None else {}
+            wanted = Wanted(lab_of, folder.path.resolve(), import_path, told, captured)
+            return _hold(claim, wanted, folder, voice)
 
         lab = background.start(hold, log)
     except BaseException:
@@ -127,17 +132,17 @@ def down(
 # ---- up
 
 
-def _wanted(options: Options, word: str | None, given: list[str], name: str) -> Wanted:
-    """The scenario of the lab, and the options of which it comes. Raises OptionError."""
+def _scenario(options: Options, word: str | None, given: list[str], name: str) -> Scenario:
+    """The scenario of the lab: that of the options, or the one that is named. Raises OptionError."""
     from testbed.scenario.files import found
     from testbed.scenario.from_options import scenario_of
 
     if word is None:
-        return scenario_of(options, name), options.as_dict()
+        return scenario_of(options, name)
     if given:
         alien = ", ".join(f"--{one.replace('_', '-')}" for one in given)
         raise OptionError(f"{alien}: the scenario says what the lab is like; change it there")
-    return found(word).model_copy(update={"name": name}), {}
+    return found(word).model_copy(update={"name": name})
 
 
 def _show(message: Message, quiet: bool) -> None:
@@ -156,12 +161,17 @@ def _show_standing(told: Message, name: str) -> None:
     for command, what in (
         (f"testbed ps{option}", "what is in it"),
         (f"testbed shell{option} client1", "be in a node"),
-        (f"testbed exec{option} client1 -- ping -c 3 {told['address']}", "run something there"),
+        (f"testbed exec{option} client1 -- ping -c 3 {_first_address(told)}", "run something there"),
         (f"testbed migrate{option}", "move the guest"),
         (f"testbed down{option}", "the end; the result is written"),
     ):
         console.print(f"  {command:<58} [dim]{what}[/dim]")
     console.print(f"\n  {told['folder']}", style="dim")
+
+
+def _first_address(told: Message) -> str:
+    """Of the first guest."""
+    return str(next(iter(told["guests"].values()))["ipv4"])
 
 
 def _last_words(log: Path) -> str:
@@ -172,9 +182,7 @@ def _last_words(log: Path) -> str:
     return f": {lines[-1]} (see {log})" if lines else ""
 
 
-def _hold(
-    claim: Claim, wanted: Wanted, folder: RunFolder, import_path: Sequence[str], voice: Voice
-) -> int:
+def _hold(claim: Claim, wanted: Wanted, folder: RunFolder, voice: Voice) -> int:
     """The holder's life: it waits for the universe, whose main is the server, and clears up."""
     from netns import universe
     from testbed.lab.lab import PRELOAD
@@ -182,11 +190,17 @@ def _hold(
     holder = os.getpid()
 
     def inside() -> int:
+        from testbed.standing.background import StarterGone
+        from testbed.standing.serving import serve
+
         try:
-            return _serve(claim, wanted, folder.path, import_path, voice, holder)
+            serve(wanted, claim.listener, voice, lambda life: claim.publish(_entry(claim, life, holder)))
+        except StarterGone:
+            return CHECK_FAILED
         except Exception as error:
             voice.fail(*_explained(error, folder.path))
             return CHECK_FAILED
+        return PASSED
 
     try:
         return universe.run(inside, preload=PRELOAD)
@@ -198,6 +212,21 @@ def _hold(
         folder.leave()
 
 
+def _entry(claim: Claim, life: Life, holder: int) -> Entry:
+    from netns import universe
+    from testbed.standing.registry import Entry
+
+    return Entry(
+        name=claim.name,
+        holder_pid=holder,
+        first_pid=universe.first_pid(),
+        started_at=life.started_at,
+        folder=str(life.folder),
+        nodes=life.nodes,
+        links=life.links,
+    )
+
+
 def _explained(error: Exception, folder: Path) -> tuple[str, int]:
     """As of a run; what nobody foresaw has its traceback in the lab's log."""
     import traceback
@@ -207,51 +236,6 @@ def _explained(error: Exception, folder: Path) -> tuple[str, int]:
     except Exception:
         traceback.print_exception(error)
         return f"{type(error).__name__}: {error}; the traceback is in {folder / 'lab.log'}", CHECK_FAILED
-
-
-def _serve(
-    claim: Claim, wanted: Wanted, folder: Path, import_path: Sequence[str], voice: Voice, holder: int
-) -> int:
-    """The server's life: bring the lab up, serve it until it is to go down, bring it down."""
-    from netns import universe
-    from testbed.standing.background import StarterGone
-    from testbed.standing.life import Life
-    from testbed.standing.registry import Entry
-    from testbed.standing.server import GoingDown, Server
-
-    folder = folder.resolve()
-
-    def go_down(_number: int, _frame: Any) -> None:
-        raise GoingDown
-
-    def say(text: str) -> None:
-        voice.say({"say": text})
-
-    try:
-        with Life(wanted[0], folder, import_path, say, wanted[1]) as life:
-            server = Server(life, claim.listener)
-            entry = Entry(
-                name=claim.name,
-                holder_pid=holder,
-                first_pid=universe.first_pid(),
-                started_at=life.started_at,
-                folder=str(folder),
-                nodes=life.nodes,
-                links=tuple(life.lab.links),
-            )
-            claim.publish(entry)
-            voice.say({"ok": {"folder": str(folder), "address": wanted[0].vms[0].ipv4}})
-            voice.close()
-            signal.signal(signal.SIGTERM, go_down)
-            last = server.serve()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is going down already
-            server.end_captures()
-            result = life.finish()
-        outcome = None if result is None else result.outcome
-        server.close(last, {"ok": {"folder": str(folder), "outcome": outcome}})
-    except StarterGone:
-        return CHECK_FAILED
-    return PASSED
 
 
 # ---- down

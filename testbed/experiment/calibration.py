@@ -1,6 +1,8 @@
 """Calibrates the instrument: does known things to a guest, and holds against them what each probe says.
 
 No guest migrates. Runs inside a universe; what each error means is said in :mod:`testbed.measure.accuracy`.
+Frames are not held during a pause, as a migration would: the guest's kernel takes and acknowledges them, as
+for a process that got SIGSTOP. So nothing is sent again, and what is measured is the probe, not the handover.
 
 Pauses of one length do not come one after the other but shuffled in each repeat, so that what changes on the
 machine strikes all lengths alike, and at a random moment, so that their phase against the probes' turns is
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -280,10 +283,12 @@ def _condition(
         stand.impair("client1", trial.conditions)
         stand.rest(SETTLING_S)
         stand.report("client1")  # what was under way when it changed is let go of; counts go on
-        earlier = stand.impaired("client1")
+        rested_ns = time.monotonic_ns()
+        stand.rest(CALM_S)
+        earlier, begun_ns = stand.impaired("client1"), time.monotonic_ns()
         stand.rest(CONDITIONED_S)
         meanwhile = stand.impaired("client1")
-        report = stand.stop("client1")
+        report = stand.stop("client1", [(rested_ns, begun_ns)])
         told = stand.impaired("client1")
     found = []
     for reading in trial.readings:

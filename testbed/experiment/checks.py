@@ -8,10 +8,17 @@ from testbed.measure.result import Check, Clients, Migration
 
 
 def judge(
-    migrations: Sequence[Migration], clients: Clients, faults: Sequence[str], not_held: Collection[str] = ()
+    migrations: Sequence[Migration],
+    clients: Clients,
+    faults: Sequence[str],
+    not_held: Collection[str] = (),
+    *,
+    asked_to_move: bool = True,
 ) -> list[Check]:
     """Every check, in the order in which a person wants to know; their names are
-    :data:`testbed.scenario.steps.STANDARD_CHECKS`. Of the guests that are `not_held` frames are lost."""
+    :data:`testbed.scenario.steps.STANDARD_CHECKS`. Of the guests that are `not_held` frames are lost.
+
+    Where nothing moved, nothing is said of a copy, and of moving only if that was asked (`asked_to_move`)."""
     hold = not not_held
     completed = sum(one.outcome == "completed" for one in migrations)
     verified = sum(one.ram.verified for one in migrations if one.outcome == "completed")
@@ -19,10 +26,16 @@ def judge(
     dropped = sum(one.network.frames_dropped for one in migrations)
     held_dropped = sum(one.network.frames_dropped for one in migrations if one.vm not in not_held)
     count = len(migrations)
-    checks = [
+    moving = [
         _check("migrated", completed == count, f"{completed} of {count} migrations completed"),
         _check("verified", verified == completed, f"RAM proved equal in {verified} of {completed}"),
         _check("deleted", not left_behind, left_behind[0] if left_behind else "nothing left at the source"),
+    ]
+    if not migrations:
+        moved_not = _check("migrated", False, "nothing moved: whoever was to move was there already")
+        moving = [moved_not] if asked_to_move else []
+    checks = [
+        *moving,
         _none("no connection broken", clients.broken),
         _none("no reset", clients.resets),
         _none("no connect failed", clients.failed_connects),

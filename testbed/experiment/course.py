@@ -160,7 +160,9 @@ class Course:
         else:
             by = self._lab.links.set(step.link, step.conditions).backend
             told = step.conditions.of_a_wire().describe()
-        self._witness.say(f"link {step.link}: {told}")
+        said = step.model_dump(mode="json", by_alias=True, exclude={"link", "reset"}, exclude_none=True)
+        words = ", ".join(f"{key} {value}" for key, value in said.items())
+        self._witness.say(f"link {step.link}: {words or 'no conditions'}")
         event = {"link": step.link, "direction": step.direction, "conditions": told, "by": by}
         self._lab.tell("link-conditions", event, self._witness.event)
 
@@ -190,13 +192,13 @@ class Course:
                 self._write_down(one)
         self._start_programs()
         lab.links.lose_announcements_anew()
+        foretold = self._foretold(moves)
         several = len(lab.vms) > 1
         for move in moves:
             vm = move.vm if several else None
             self._witness.migration(lab.vms[move.vm].owner, move.target, number, of, vm)
             if move.fault is not None:
                 self._witness.say(f"fault: {move.fault}")
-        foretold = self._foretold(moves)
         events_from = len(lab.recorder.events)
         found = self._moved(moves)
         self.windows.append((min(one.ordered_ns for one in found), max(one.ended_ns for one in found)))

@@ -8,18 +8,21 @@ from netns.sounding import Sounded, Sounding
 from testbed.measure import result as model
 
 
-def link(name: str, figures: LinkFigures, sounding: Sounding | None = None) -> model.LinkFigures:
+def link(
+    name: str, figures: LinkFigures, sounding: Sounding | None = None, sounded: LinkFigures | None = None
+) -> model.LinkFigures:
     """The entry of the link `name`: `figures` as :meth:`netns.impairment.ConditionedLink.figures` gives them
-    at the end of a run, `sounding` as :meth:`~netns.impairment.ConditionedLink.sound` gave it before.
+    at the end of a run, `sounding` as :meth:`~netns.impairment.ConditionedLink.sound` gave it before,
+    and `sounded` the figures of that moment: what was measured then is held against what was asked then.
     """
-    directions = (figures.forward, figures.backward)
-    measured = (None, None) if sounding is None else (sounding.forward, sounding.backward)
-    forward, backward = (_direction(*both) for both in zip(directions, measured, strict=True))
+    then = figures if sounded is None else sounded
+    forward = _direction(figures.forward, None if sounding is None else sounding.forward, then.forward)
+    backward = _direction(figures.backward, None if sounding is None else sounding.backward, then.backward)
     return model.LinkFigures(
         name=name,
         backend=figures.backend,
         why=figures.why,
-        asked_round_trip_ms=_asked_ms(directions),
+        asked_round_trip_ms=_asked_ms((then.forward, then.backward)),
         round_trip_ms=None if sounding is None else _ms(sounding.round_trip_p50_ns),
         forward=forward,
         backward=backward,
@@ -30,10 +33,12 @@ def _asked_ms(directions: tuple[DirectionFigures, DirectionFigures]) -> float:
     return sum(one.asked.delay_ns for one in directions) / 1e6
 
 
-def _direction(told: DirectionFigures, measured: Sounded | None) -> model.LinkDirection:
+def _direction(
+    told: DirectionFigures, measured: Sounded | None, then: DirectionFigures
+) -> model.LinkDirection:
     return model.LinkDirection(
         asked=_asked(told.asked),
-        measured=None if measured is None else _measured(measured),
+        measured=None if measured is None else _measured(measured, then.asked),
         wire_frames=told.wire_frames,
         received_frames=told.received_frames,
         passed_frames=told.passed_frames,
@@ -68,8 +73,9 @@ def _asked(conditions: Conditions) -> model.LinkConditions:
     )
 
 
-def _measured(sounded: Sounded) -> model.LinkSounding:
+def _measured(sounded: Sounded, asked: Conditions) -> model.LinkSounding:
     return model.LinkSounding(
+        asked=_asked(asked),
         sent=sounded.sent,
         arrived=sounded.arrived,
         delay_p50_ms=_ms(sounded.delay_p50_ns),

@@ -95,7 +95,12 @@ def last_calibration() -> Calibration | None:
 
 
 def instrument() -> Instrument | None:
-    """What a run's result says of the instrument's own error."""
+    """What a run's result says of the instrument's own error.
+
+    It is not measured in the run itself: known stalls in its baseline would stand in the very noise floor
+    that a migration is held against, would stop a guest that its owner did not ask to stop, and would give a
+    median of two.
+    """
     kept = last_calibration()
     if kept is None or kept.gap_error_ms is None or kept.gap_bound_ms is None:
         return None

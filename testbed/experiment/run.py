@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,8 @@ from testbed.experiment.machine import instrument
 from testbed.experiment.spans import span
 from testbed.experiment.thresholds import held, waived
 from testbed.lab.environment import environment
+from testbed.lab.evidence import FOLDER as EVIDENCE
+from testbed.lab.evidence import gather
 from testbed.lab.lab import Lab, Usage
 from testbed.measure.result import (
     Clients,
@@ -48,6 +51,7 @@ __all__ = [
     "result_of",
     "run",
     "run_options",
+    "surroundings_of",
     "write_events",
     "write_result",
 ]
@@ -106,19 +110,27 @@ def run(
     pcap: Pcap | None = None,
     beat_ms: int = 0,
     overheads: Overheads | None = None,
+    on_failure: Callable[[Lab, Result], None] = lambda *_: None,
 ) -> Result:
     """Run `scenario` inside a universe; leaves ``result.json`` and ``events.jsonl`` in `folder`, also of a
     migration that failed, and the captures that `pcap` asks for. `options` are told in the result, where the
-    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Raises
-    what brings a lab down before there is anything to judge.
+    scenario comes of some. With `beat_ms` the witness is told of the clients' waits as often. Where a check
+    has failed there is ``evidence/`` too, and `on_failure` is called while the lab still stands. Raises what
+    brings a lab down before there is anything to judge.
     """
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with Capturing(pcap, folder) as capturing:
         table = overheads or Overheads.shipped()
-        found = _performed(scenario, folder, witness, import_path, capturing, beat_ms, table)
-        write_events(folder, found.events)
-        result = result_of(scenario, started_at, found, {} if options is None else options.as_dict())
-        write_result(folder, result)  # before the captures, which take their time
+        with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
+            found = _performed(lab, witness, import_path, beat_ms, table)
+            capturing.stop()
+            write_events(folder, found.events)
+            result = result_of(scenario, started_at, found, {} if options is None else options.as_dict())
+            write_result(folder, result)  # before the captures, which take their time
+            if all(check.passed for check in result.checks):
+                shutil.rmtree(folder / EVIDENCE)
+            else:
+                on_failure(lab, result)
         captures = capturing.files(found.events, witness.say)
     if captures:
         result = result.model_copy(update={"captures": captures})
@@ -131,53 +143,54 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def _performed(
-    scenario: Scenario,
-    folder: Path,
-    witness: Witness,
-    import_path: Sequence[str],
-    capturing: Capturing,
-    beat_ms: int,
-    overheads: Overheads,
+    lab: Lab, witness: Witness, import_path: Sequence[str], beat_ms: int, overheads: Overheads
 ) -> Found:
-    begun_ns = time.monotonic_ns()
-    with Lab(scenario, folder, witness.say, on_network=capturing.begin) as lab:
-        for vm in scenario.vms:
-            witness.say(
-                f"guest: {vm.guest_program} on {vm.host}" + (f" ({vm.name})" if len(lab.vms) > 1 else "")
-            )
-        booted = lab.boot(import_path)
-        up_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        _begin_service(lab, witness, beat_ms)
-        foresights = foresee(lab, overheads, witness.event)
-        used_before = lab.usage()
-        course = Course(lab, witness, import_path, foresights)
-        for step in scenario.steps:
-            course.perform(step)
-            if course.lost:
-                witness.say(f"{', '.join(course.lost)} does not run any more: what was to follow is left out")
-                break
-        lab.watch(scenario.aftermath_ns / 1e9, witness.event)
-        course.finish()
-        used_after = lab.usage()
-        lab.wait_for_client_programs(witness.event)
-        witness.say("clients finish what they asked")
-        summaries = lab.stop_clients(course.windows)
-        lab.programs.finish()
-        stats = {name: running_stats(guest) for name, guest in lab.vms.items()}
-        lab.watch(0.01, witness.event)
-        surroundings = environment(lab.topology.congestion_control.values(), booted[lab.vm.name]["tracker"])
-        surroundings |= {"trackers_passed_over": booted[lab.vm.name]["passed_over"], "up_ms": round(up_ms, 1)}
-        surroundings["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
-        usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
-        surroundings |= {name: _by_name(used) for name, used in usage.items()}
-        owners = {name: guest.owner for name, guest in lab.vms.items()}
-        links = [
-            link(name, figures, lab.links.soundings.get(name))
-            for name, figures in lab.links.figures().items()
-        ]
-        capturing.stop()
-        programs, events = lab.programs.runs(), lab.recorder.events
+    """Everything from the guests' boot to the clients' last word. What the network looked like before that
+    lies in the run's folder then."""
+    scenario, begun_ns = lab.scenario, lab.begun_ns
+    for vm in scenario.vms:
+        witness.say(
+            f"guest: {vm.guest_program} on {vm.host}" + (f" ({vm.name})" if len(lab.vms) > 1 else "")
+        )
+    booted = lab.boot(import_path)
+    up_ms = (time.monotonic_ns() - begun_ns) / 1e6
+    _begin_service(lab, witness, beat_ms)
+    foresights = foresee(lab, overheads, witness.event)
+    used_before = lab.usage()
+    course = Course(lab, witness, import_path, foresights)
+    for step in scenario.steps:
+        course.perform(step)
+        if course.lost:
+            witness.say(f"{', '.join(course.lost)} does not run any more: what was to follow is left out")
+            break
+    lab.watch(scenario.aftermath_ns / 1e9, witness.event)
+    course.finish()
+    used_after = lab.usage()
+    lab.wait_for_client_programs(witness.event)
+    gather(lab, lab.folder)
+    witness.say("clients finish what they asked")
+    summaries = lab.stop_clients(course.windows)
+    lab.programs.finish()
+    stats = {name: running_stats(guest) for name, guest in lab.vms.items()}
+    lab.watch(0.01, witness.event)
+    surroundings = surroundings_of(lab, booted[lab.vm.name], course) | {"up_ms": round(up_ms, 1)}
+    usage = {"usage_before": course.used_warm or used_before, "usage_after": used_after}
+    surroundings |= {name: _by_name(used) for name, used in usage.items()}
+    owners = {name: guest.owner for name, guest in lab.vms.items()}
+    links = [
+        link(name, figures, *lab.links.soundings.get(name, ()))
+        for name, figures in lab.links.figures().items()
+    ]
+    programs, events = lab.programs.runs(), lab.recorder.events
     return Found(course, summaries, stats, owners, programs, links, events, surroundings)
+
+
+def surroundings_of(lab: Lab, booted: Mapping[str, Any], course: Course) -> dict[str, Any]:
+    """What the figures depend on and nobody asked for; `booted` is what the first guest said when it was."""
+    found = environment(lab.topology.congestion_control.values(), booted["tracker"])
+    found["trackers_passed_over"] = booted["passed_over"]
+    found["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
+    return found
 
 
 def _begin_service(lab: Lab, witness: Witness, beat_ms: int) -> None:
@@ -203,7 +216,8 @@ def result_of(scenario: Scenario, started_at: str, found: Found, options: dict[s
     guests = [_guest(scenario, name, stats, found) for name, stats in found.stats.items()]
     faults = [fault for guest in guests for fault in guest.faults]
     not_held = [vm.name for vm in scenario.vms if not vm.hold]
-    checks = judge(migrations, clients, faults, not_held=not_held)
+    asked_to_move = any(step.verb == "migrate" for step in scenario.steps)
+    checks = judge(migrations, clients, faults, not_held=not_held, asked_to_move=asked_to_move)
     worst = max(migrations, key=lambda one: one.blackout_ms or 0.0, default=None)
     result = Result(
         name=scenario.name,

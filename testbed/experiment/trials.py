@@ -124,7 +124,7 @@ PAUSES = (
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
-    PauseTrial("download", "download", "bulk", _READ, SILENCE, _BRIDGED_NS, False),
+    PauseTrial("download", "download", "bulk", {}, SILENCE, _BRIDGED_NS),
     PauseTrial("upload", "upload", "bulk", _MODEST, SILENCE, _BUCKET_NS),
     PauseTrial("ramp", "ramp", "ramp", _READ, REQUEST, _BRIDGED_NS, False),
 )
@@ -213,7 +213,8 @@ _ONE_WAY = (
     _delay("one way back", _back_ms, "one_way", "back", "p50_ns"),
 )
 _LOSSES = (Reading("lost", "", ("lost",), _lost, LOSS_ALLOWED, before="set"),)
-_RATE = ("per_connection", 0, "rate_mbit", "before")
+_RATE = ("per_connection", 0, "rate_mbit", "after")
+"""After the window in which it still reads what came while it was asked for a report."""
 _DOWN = (Reading("rate", "Mbit/s", _RATE, _down_mbit, RATE_ALLOWED_MBIT),)
 _UP = (Reading("rate", "Mbit/s", _RATE, _up_mbit, RATE_ALLOWED_MBIT),)
 _SLOW = (

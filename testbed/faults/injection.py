@@ -78,6 +78,10 @@ class Victim(Protocol):
         """The next round of announcements is not sent."""
         ...
 
+    def speak_early(self) -> None:
+        """Announce the guest once, as if it were here."""
+        ...
+
     def fill_lun(self) -> None:
         """Leave no room on the LUN."""
         ...
@@ -172,4 +176,5 @@ _MAKE: dict[Kind, Callable[[Victim], None]] = {
     Kind.TARGET_OUT_OF_MEMORY: _out_of_memory,
     Kind.LUN_FULL: lambda victim: victim.fill_lun(),
     Kind.ANNOUNCEMENT_LOST: lambda victim: victim.lose_announcement(),
+    Kind.TARGET_SPEAKS_EARLY: lambda victim: victim.speak_early(),
 }

@@ -34,6 +34,7 @@ class Kind(Enum):
     TARGET_OUT_OF_MEMORY = "target-out-of-memory"
     LUN_FULL = "lun-full"
     ANNOUNCEMENT_LOST = "announcement-lost"  # the first round of announcements, on the target
+    TARGET_SPEAKS_EARLY = "target-speaks-early"  # the target announces the guest, once, before it is its
 
     @property
     def needs_storage(self) -> bool:
@@ -44,7 +45,13 @@ _OF_STORAGE = frozenset(
     {Kind.STORAGE_CUT_SOURCE, Kind.STORAGE_CUT_TARGET, Kind.STORAGE_CUT_BOTH, Kind.LUN_FULL}
 )
 _OF_TARGET = frozenset(
-    {Kind.TARGET_AGENT_KILLED, Kind.TARGET_OUT_OF_MEMORY, Kind.ANNOUNCEMENT_LOST, Kind.STORAGE_CUT_TARGET}
+    {
+        Kind.TARGET_AGENT_KILLED,
+        Kind.TARGET_OUT_OF_MEMORY,
+        Kind.ANNOUNCEMENT_LOST,
+        Kind.TARGET_SPEAKS_EARLY,
+        Kind.STORAGE_CUT_TARGET,
+    }
 )
 _GUEST_MOVES = ORDER.index(Phase.ANNOUNCE)
 SLOW_BITS_PER_S = 100_000_000

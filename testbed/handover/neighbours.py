@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
 from netns.namespace import Namespace
@@ -24,6 +25,22 @@ _CARRIED = _KNOWN | netlink.NUD_STALE | netlink.NUD_PERMANENT
 
 class NeighboursError(ValueError):
     """The peer sent a neighbour table that is none."""
+
+
+_NOBODYS_PREFIX = bytes.fromhex("02de")
+
+
+class Policy(StrEnum):
+    """What a guest knows of the MAC addresses around it once it has moved.
+
+    `move`: what it knew, as memory that moves along. `forget`: nothing, so it asks for each before it can
+    answer. `stale`: what it knew is wrong, for at its new host others have those addresses (as a gateway
+    that has another MAC address on each host); it holds for good until somebody tells it better.
+    """
+
+    MOVE = "move"
+    FORGET = "forget"
+    STALE = "stale"
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,16 @@ class NeighbourTable:
 
     def close(self) -> None:
         self._route.close()
+
+
+def arrived(table: Iterable[Neighbour], policy: Policy) -> list[Neighbour]:
+    """What a guest knows at its new host of the `table` that it had. Stale entries name MAC addresses that
+    nobody has: locally administered ones, whose last four bytes are the old."""
+    if policy is Policy.FORGET:
+        return []
+    if policy is Policy.STALE:
+        return [replace(one, mac=_NOBODYS_PREFIX + one.mac[2:]) for one in table]
+    return list(table)
 
 
 def encode(neighbours: list[Neighbour]) -> bytes:

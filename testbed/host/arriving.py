@@ -94,7 +94,8 @@ class ArrivingGuest:
             udp_sockets = udp.decode_sockets(bytes.fromhex(foreseen[devices.UDP_SOCKETS]))
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"what was foreseen is not device state: {error!r}") from error
-        self.guest.network.neighbours.install(table)
+        policy = neighbours.Policy(self.guest.description.neighbours)
+        self.guest.network.neighbours.install(neighbours.arrived(table, policy))
         rehearse(self.guest.network.namespace)
         with self.guest.network.namespace.entered():
             for slot, state in listeners:

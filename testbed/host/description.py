@@ -8,6 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 from testbed.handover.filters import Identity
+from testbed.handover.neighbours import Policy
 
 
 class DescriptionError(ValueError):
@@ -34,6 +35,7 @@ class GuestDescription:
     fill: float = 0.0
     seed: int = 1
     load: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: str = "move"
     disk: str | None = None
     epoch: int = 0
 
@@ -45,6 +47,7 @@ class GuestDescription:
             for mac in description.macs.values():
                 if len(bytes.fromhex(mac.replace(":", ""))) != 6:
                     raise ValueError(f"{mac!r} is no MAC address")
+            Policy(description.neighbours)
             IPv4Interface(description.ipv4)
             IPv6Interface(description.ipv6)
         except (TypeError, ValueError, AttributeError) as error:

@@ -34,6 +34,15 @@ class FaultyHost:
         if guest is not None:
             guest.network.announcer.lose_next = True
 
+    def speak_early(self) -> None:
+        guest = self._guest()
+        if guest is not None:
+            announcer = guest.network.announcer
+            first = not announcer.rounds
+            announcer.announce()
+            if first:
+                announcer.restart()  # the schedule belongs to the announcements that are meant
+
     def fill_lun(self) -> None:
         guest = self._guest()
         if guest is not None and isinstance(guest.site.storage, SharedStorage):

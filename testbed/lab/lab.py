@@ -26,7 +26,7 @@ from testbed.host.control import CommandFailed, ControlError, Line
 from testbed.lab import plan as planned
 from testbed.lab.guests import LabGuest, all_agents
 from testbed.lab.links import LabLinks
-from testbed.lab.migrations import Flight, Move, Moved, orders
+from testbed.lab.migrations import Flight, Mending, Move, Moved, orders
 from testbed.lab.observer import start_observer
 from testbed.lab.programs import Programs
 from testbed.lab.storage import PlainServer, Storage
@@ -35,8 +35,6 @@ from testbed.scenario.model import Scenario
 
 RECORDER = Path("/run/recorder")
 READY_DEADLINE_S = 30.0
-MEND_AFTER_S = 4.0
-"""How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
 PROGRAM_GRACE_S = 5.0
 """How much longer than its deadline a program may take until it has ended."""
 PRELOAD = (
@@ -99,6 +97,7 @@ class Lab:
     ) -> None:
         self.scenario = scenario
         self.folder = folder
+        self.begun_ns = time.monotonic_ns()
         self.vms: dict[str, LabGuest] = {}
         self.clients: dict[str, ClientControl] = {}
         self._processes: list[Process] = []
@@ -260,15 +259,14 @@ class Lab:
         """
         flights = [self._flight(move, import_path) for move in moves]
         end = time.monotonic() + deadline_s
-        mend_at = time.monotonic() + MEND_AFTER_S if any(move.fault for move in moves) else end
+        mending = Mending(on_event)
         while waiting := [line for flight in flights for line in flight.waiting]:
-            self._wait(waiting, min(end, mend_at) - time.monotonic(), on_event)
+            self._wait(waiting, mending.patience_s(end - time.monotonic()), mending.event)
             for flight in flights:
                 flight.take()
             if time.monotonic() > end:
                 raise CommandFailed(f"no end after {deadline_s:g} s", "Timeout")
-            if time.monotonic() > mend_at:
-                mend_at = end
+            if mending.is_due():
                 self.mend()
         found = [flight.moved for flight in flights]
         if any(moved.failed for moved in found):

@@ -40,7 +40,7 @@ class LabLinks(Mapping[str, Ends]):
         self._lost_announcements = dict.fromkeys(scenario.hosts, scenario.network.drop_announcements)
         self._asked: dict[str, tuple[parts.Conditions, parts.Conditions]] = {}
         self._conditioned: dict[str, ConditionedLink] = {}
-        self.soundings: dict[str, Sounding] = {}
+        self.soundings: dict[str, tuple[Sounding, LinkFigures]] = {}
         with ExitStack() as stack:
             self._stack = stack.enter_context(ExitStack())
             for link in scenario.links:
@@ -91,9 +91,9 @@ class LabLinks(Mapping[str, Ends]):
 
     def sound(self) -> None:
         """Measure every link that has conditions now from its own two ends, and count anew: half a second and
-        more for each. What is found stays in :attr:`soundings`."""
+        more for each. What is found stays in :attr:`soundings`, with what was asked of the link then."""
         for name, link in self._conditioned.items():
-            self.soundings[name] = link.sound()
+            self.soundings[name] = link.sound(), link.figures()
             link.restart()
 
     def figures(self) -> dict[str, LinkFigures]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from testbed.host.control import ControlError, Line
 from testbed.scenario.model import Manner
 
 ORDER_DEADLINE_S = 30.0
+MEND_AFTER_S = 4.0
+"""How long a fault made on purpose lasts, where nothing ends without its end: longer than every patience."""
 Answer = dict[str, Any]
 
 
@@ -129,3 +131,33 @@ def _answer_from(line: Line) -> Answer | None:
     except ControlError as error:
         return {"error": f"the agent is gone: {error}", "kind": "AgentGone"}
     return None if message is None else dict(message.get("ok", message))
+
+
+class Mending:
+    """When what a fault did is to be undone: MEND_AFTER_S after it happened, of which its event tells. (Not
+    after the order: on a busy machine its phase may begin later than that, and it would last for ever.)
+    """
+
+    def __init__(
+        self, on_event: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Events are passed on to `on_event`."""
+        self._on_event = on_event
+        self._clock = clock
+        self._due_s: float | None = None
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "fault":
+            self._due_s = self._clock() + MEND_AFTER_S
+        self._on_event(event)
+
+    def patience_s(self, left_s: float) -> float:
+        """How long to wait at most, of the `left_s` that there are."""
+        return left_s if self._due_s is None else min(left_s, self._due_s - self._clock())
+
+    def is_due(self) -> bool:
+        """Whether to mend now; once for each time that a fault happened."""
+        if self._due_s is None or self._clock() < self._due_s:
+            return False
+        self._due_s = None
+        return True

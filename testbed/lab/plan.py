@@ -137,6 +137,7 @@ def guest(scenario: Scenario, vm: Vm) -> GuestDescription:
         ipv6=f"{vm.ipv6}/{CLIENT_PREFIXES[1]}",
         announce=vm.announce,
         hold=vm.hold,
+        neighbours=vm.neighbours,
         tracker=vm.tracker,
         max_connections=_most_connections(scenario, vm),
         fill=vm.fill,

@@ -309,8 +309,10 @@ class LinkConditions(_Model):
 
 class LinkSounding(_Model):
     """One direction of a link as it was measured from its two ends before the run, whoever conditions it:
-    frames sent and arrived, what they took, and the throughput where a rate was asked for."""
+    frames sent and arrived, what they took, and the throughput where a rate was asked for. `asked` is what
+    was asked of it then; a step may have asked for something else since."""
 
+    asked: LinkConditions | None = None
     sent: int
     arrived: int
     delay_p50_ms: float | None
@@ -351,7 +353,8 @@ class LinkDirection(_Model):
 class LinkFigures(_Model):
     """A link under conditions. `forward` is from the node that it is named after. `backend` is who brings
     them about (tbf, netem, relay), and `why` says why that one. `round_trip_ms` is the median of the
-    measurement before the run, `asked_round_trip_ms` the two delays that were asked for."""
+    measurement before the run, `asked_round_trip_ms` the two delays that were asked for then (of a link that
+    was not measured: at the end)."""
 
     name: str
     backend: str

@@ -143,8 +143,11 @@ def show_summary(console: Console, result: Result, folder: str | None) -> None:
     route = f"{last.source} → {last.target}" if last else ""
     count = f" x {len(result.migrations)}" if len(result.migrations) > 1 else ""
     console.print()
-    what = f"{result.mode} migration {route}{count}" if last else f"{len(result.migrations)} migrations"
-    console.print(Text(f"{what}: {result.outcome}", style=style))
+    if result.migrations:
+        what = f"{result.mode} migration {route}{count}" if last else f"{len(result.migrations)} migrations"
+        console.print(Text(f"{what}: {result.outcome}", style=style))
+    else:
+        console.print(Text("nothing migrated", style=style))
     if last and last.reason:
         console.print(Text(f"  {last.reason}", style="yellow"))
     if last is None:
@@ -155,14 +158,26 @@ def show_summary(console: Console, result: Result, folder: str | None) -> None:
     _show_counts(console, result)
     _show_links_and_programs(console, result)
     passed = [check.name for check in result.checks if check.passed and not check.waived]
-    console.print(Text("  ✓ ", style="green").append(", ".join(passed), style="default"))
+    _print_hanging(console, Text("✓ ", style="green").append(", ".join(passed), style="default"))
     for check in result.checks:
         if check.waived:
-            console.print(Text(f"  ~ {check.name}: {check.detail}", style="yellow"))
+            _print_hanging(console, Text(f"~ {check.name}: {check.detail}", style="yellow"))
         elif not check.passed:
-            console.print(Text(f"  ✗ {check.name}: {check.detail}", style="red"))
+            _print_hanging(console, Text(f"✗ {check.name}: {check.detail}", style="red"))
     if folder:
         console.print(Text(f"\n  {folder}/result.json", style="dim"))
+
+
+def _print_hanging(console: Console, text: Text) -> None:
+    """A line of its own, two columns in. A terminal that is too narrow has the rest of it below, further in;
+    a file or a pipe has all of it on the line, for grep."""
+    if not console.is_terminal:
+        console.print(Text("  ").append_text(text), soft_wrap=True)
+        return
+    first, *others = text.wrap(console, max(20, console.width - 4))
+    console.print(Text("  ").append_text(first))
+    for line in others:
+        console.print(Text("    ").append_text(line))
 
 
 def _show_migrations(console: Console, result: Result) -> None:
@@ -255,7 +270,7 @@ def _show_counts(console: Console, result: Result) -> None:
     lines.append(_instrument_line(result.instrument))
     console.print()
     for line in lines:
-        console.print(Text(f"  {line}"))
+        _print_hanging(console, Text(line))
     console.print()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.scenario import shelf
+from testbed.scenario.fitting import Misfit
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import OptionError
 from testbed.scenario.quantities import WRITTEN
@@ -58,15 +59,28 @@ def read(said: Mapping[str, Any], where: str) -> Scenario:
     try:
         return Scenario.model_validate(said, context=WRITTEN)
     except ValidationError as error:
-        raise ScenarioError([_line(where, one, said) for one in _firsts(error)]) from None
+        raise ScenarioError([line for one in _firsts(error) for line in _lines(where, one, said)]) from None
 
 
 def found(word: str) -> Scenario:
     """What a command means by `word`: a file, or the name of a scenario on the shelf. ScenarioError."""
     path = Path(word)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or (_may_be_there(path) and not _is_beside_a_folder(word)):
         return load(path)
     return load(on_shelf(word))
+
+
+def _is_beside_a_folder(word: str) -> bool:
+    """A run's folder may be called as what ran."""
+    return word in shelf.names() and Path(word).is_dir()
+
+
+def _may_be_there(path: Path) -> bool:
+    """Also where nobody tells us (in a folder that is closed to us): opening it says why not."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def on_shelf(name: str) -> Path:
@@ -89,6 +103,14 @@ def _firsts(error: ValidationError) -> list[Any]:
         )
 
     return [one for one in found if not follows(one)]
+
+
+def _lines(where: str, error: Any, said: Any) -> list[str]:
+    """Of a scenario whose parts do not fit together one for each thing; else the one."""
+    reason = error.get("ctx", {}).get("error")
+    if isinstance(reason, Misfit):
+        return [f"{where}: {problem}" for problem in reason.problems]
+    return [_line(where, error, said)]
 
 
 def _line(where: str, error: Any, said: Any) -> str:

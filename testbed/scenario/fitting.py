@@ -4,7 +4,7 @@ the lab cannot do. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from testbed.clients import spec
@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from testbed.scenario.model import Scenario
 
 
-def problems(scenario: Scenario) -> Iterator[str]:
-    """Each thing that is wrong, as ``key: what; what is allowed``."""
-    yield from _names_twice(scenario)
-    yield from _addresses_twice(scenario)
-    yield from _places(scenario)
-    yield from _probe_problems(scenario)
-    yield from _storage_problems(scenario)
+class Misfit(ValueError):
+    """A scenario whose parts do not fit together. `problems` has one for each thing; the text is the first of
+    them."""
+
+    def __init__(self, found: Sequence[str]) -> None:
+        self.problems = tuple(found)
+        super().__init__(self.problems[0])
+
+
+def problems(scenario: Scenario) -> list[str]:
+    """Each thing that is wrong, as ``key: what; what is allowed``. Where names lead nowhere that is all that
+    can be told: the rest takes them for granted."""
+    found = [*_names_twice(scenario), *_addresses_twice(scenario), *_places(scenario)]
+    if found:
+        return found
+    found = [*_probe_problems(scenario), *_storage_problems(scenario)]
     for number, step in enumerate(scenario.steps, 1):
-        for problem in _step_problems(scenario, step):
-            yield f"step[{number}].{problem}"
+        found += [f"step[{number}].{problem}" for problem in _step_problems(scenario, step)]
+    return found
 
 
 def _names_twice(scenario: Scenario) -> Iterator[str]:
@@ -81,13 +90,15 @@ def _places(scenario: Scenario) -> Iterator[str]:
 
 def _probe_problems(scenario: Scenario) -> Iterator[str]:
     for client in scenario.clients:
-        if not client.probes and not client.programs:
-            yield f"client[{client.name}]: does nothing; give it a probe or a program"
+        if not client.probes and not client.programs and not client.idle:
+            yield f"client[{client.name}]: does nothing; give it a probe or a program, or say idle = true"
+        if client.idle and (client.probes or client.programs):
+            yield f"client[{client.name}].idle: it has a probe or a program, so it is not"
         for number, probe in enumerate(client.probes, 1):
             guest, programs = scenario.asked(probe).guest_program, spec.programs_for(probe.kind)
             if probe.program is None and guest in spec.PROGRAM_PORTS and programs and guest not in programs:
                 yield (
-                    f"client[{client.name}].probe[{number}].kind: a {probe.kind} probe talks to "
+                    f"client[{client.name}].probe[{number}].kind: {probe.kind} talks to "
                     f"{', '.join(programs)}, and {scenario.asked(probe).name} runs {guest}"
                 )
             try:

@@ -22,7 +22,10 @@ def scenario_of(options: Options, name: str = "migrate") -> Scenario:
         "network": {},
         "storage": {"server": options.storage_server} if options.has_storage else {},
         "vm": [_vm(options)],
-        "client": [{"name": client, "probe": probes} for client, probes in client_probes(options).items()],
+        "client": [
+            {"name": client} | ({"probe": probes} if probes else {"idle": True})
+            for client, probes in client_probes(options).items()
+        ],
         "migration": {
             "mode": options.mode,
             "downtime_limit": write_duration(options.downtime_limit_ns),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from testbed.clients import spec
-from testbed.scenario.fitting import problems
+from testbed.scenario.fitting import Misfit, problems
 from testbed.scenario.omissions import filled_in
 from testbed.scenario.options import Mode, OnStall, Options
 from testbed.scenario.part import Name, Part, key
@@ -86,8 +86,8 @@ class Scenario(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for problem in problems(self):
-            raise ValueError(problem)
+        if found := problems(self):
+            raise Misfit(found)
         return self
 
     def vm(self, name: str) -> Vm:

@@ -72,7 +72,7 @@ def _probe_of(vms: Any) -> Callable[[_Part], _Part]:
     kind = "ledger" if first.get("durable") else kinds.get(str(first.get("program")), "closed-loop")
 
     def probe(client: Mapping[str, Any]) -> dict[str, Any]:
-        named = {"probe", "probes", "program", "programs"} & client.keys()
+        named = {"probe", "probes", "program", "programs", "idle"} & client.keys()
         return {} if named else {"probe": [{"kind": kind}]}
 
     return probe

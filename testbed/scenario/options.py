@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Mode = Literal["live", "stop-and-copy", "quick"]
 Announce = Literal["garp-request", "garp-reply", "rarp", "none"]
 MacPolicy = Literal["keep", "per-host"]
+Neighbours = Literal["move", "forget", "stale"]
 OnStall = Literal["switch", "give-up"]
 Family = Literal["both", "ipv4", "ipv6"]
 Pattern = Literal["uniform", "hot-cold", "sequential"]

@@ -35,7 +35,7 @@ class Part(BaseModel):
         """From a file only a file's keys; the error says what was perhaps meant."""
         if not isinstance(value, Mapping) or not is_written(info):
             return value
-        known = cls.keys()
+        known = cls.keys_beside(value)
         for given in value:
             if given not in known:
                 near = difflib.get_close_matches(str(given), known, 1)
@@ -47,6 +47,11 @@ class Part(BaseModel):
     def keys(cls) -> list[str]:
         """The keys of a file that this part has."""
         return [str(field.validation_alias or name) for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def keys_beside(cls, said: Mapping[Any, Any]) -> list[str]:  # noqa: ARG003 - a part with kinds reads it
+        """Those of :meth:`keys` that can stand together with what is `said`: all, unless a part has kinds."""
+        return cls.keys()
 
     def given(self) -> dict[str, Any]:
         """What was given and is not nothing, by the attribute's name."""

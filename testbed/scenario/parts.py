@@ -24,6 +24,7 @@ from testbed.scenario.options import (
     Announce,
     MacPolicy,
     Mode,
+    Neighbours,
     OnStall,
     Pattern,
     StorageServer,
@@ -106,12 +107,14 @@ class Program(Part):
 
 
 class Client(Part):
-    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge."""
+    """A machine that uses guests. `on` is where it is plugged in: the switch, or a host's own bridge. An
+    `idle` one asks nothing: it is there for whoever uses the lab."""
 
     name: Name
     on: str = "switch"
     probes: tuple[Probe, ...] = key("probe", ())
     programs: tuple[Program, ...] = key("program", ())
+    idle: YesNo = False
 
 
 class Load(Part):
@@ -128,7 +131,9 @@ class Vm(Part):
     """A guest, and the host on which it begins.
 
     `mac`: its MAC address moves along (``keep``) or is another on each host (``per-host``: `mac_address` with
-    the host's number in its fifth byte). `program` is a name or ``package.module:Class``; `durable` makes of
+    the host's number in its fifth byte). `neighbours`: what it knows of others' MAC addresses moves along
+    (``move``), is gone (``forget``), or is wrong at its new host (``stale``), as where a gateway has another
+    one on each host. `program` is a name or ``package.module:Class``; `durable` makes of
     kv the one that keeps its data on the `disk`. `fill` is the share of RAM that holds data."""
 
     name: Name
@@ -144,6 +149,7 @@ class Vm(Part):
     ipv6: Annotated[str, BeforeValidator(_shortest)]
     announce: Announce = "garp-request"
     hold: YesNo = True
+    neighbours: Neighbours = "move"
     tracker: Tracker = "auto"
     load: Load = Load()
 
@@ -165,6 +171,8 @@ class Vm(Part):
         self._check_disk()
         if not _MAC.fullmatch(self.mac_address) or int(self.mac_address[:2], 16) & 1:
             raise ValueError(f"mac_address: {self.mac_address!r} is no interface's, as 02:00:00:00:00:42")
+        if not int(self.mac_address.replace(":", ""), 16):
+            raise ValueError("mac_address: all zero is no interface's; one is 02:00:00:00:00:42")
         for name, version in (("ipv4", 4), ("ipv6", 6)):
             _check_address(name, getattr(self, name), version)
         return self
@@ -191,15 +199,16 @@ class Vm(Part):
 
 
 def _check_address(name: str, value: str, version: int) -> None:
+    network = ipaddress.ip_network(CLIENT_NETWORKS[version])
     try:
         address = ipaddress.ip_address(value)
-        right = address.version == version and address in ipaddress.ip_network(CLIENT_NETWORKS[version])
+        right = address.version == version and address in network
     except ValueError:
         right = False
     if not right:
-        raise ValueError(
-            f"{name}: {value!r} is not an address of the clients' network {CLIENT_NETWORKS[version]}"
-        )
+        raise ValueError(f"{name}: {value!r} is not an address of the clients' network {network}")
+    if address == network.network_address or (version == 4 and address == network.broadcast_address):
+        raise ValueError(f"{name}: {value!r} is that of the whole network {network}, not a guest's")
 
 
 class Conditions(Part):

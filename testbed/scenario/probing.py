@@ -9,7 +9,7 @@ by the unit in which the field's name ends::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
@@ -38,8 +38,16 @@ class Probe(Part):
 
     @classmethod
     def keys(cls) -> list[str]:
-        own = super().keys()
-        return [*own, *(one for kind in KINDS for one in _written_fields(kind) if one not in own)]
+        of_kinds = (name for kind in KINDS for name in _written_fields(kind))
+        return list(dict.fromkeys((*super().keys(), *of_kinds)))
+
+    @classmethod
+    def keys_beside(cls, said: Mapping[Any, Any]) -> list[str]:
+        """Where the kind is said, and is one, only that kind's."""
+        kind = said.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            return cls.keys()
+        return list(dict.fromkeys((*super().keys(), *_written_fields(kind))))
 
     @model_validator(mode="after")
     def _is_a_kind(self) -> Self:

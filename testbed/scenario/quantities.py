@@ -104,7 +104,7 @@ class _Share:
         }
 
 
-def _size(least: int, most: int = 1 << 44) -> Quantity:
+def _size(least: int, most: int = 1 << 80) -> Quantity:
     return Quantity("size", parse_size, write_size, "256MiB", least, most)
 
 

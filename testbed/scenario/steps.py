@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -132,6 +133,8 @@ def _key(name: str) -> str:
     return str(field.validation_alias or name) if field is not None else name
 
 
+BoundName = Literal["at_most", "at_least", "equals"]
+_BOUNDS: tuple[BoundName, ...] = get_args(BoundName)
 Bound = float | str
 """A number in the figure's own unit, or a text with a unit that becomes it."""
 
@@ -149,15 +152,16 @@ class Check(Part):
 
     @model_validator(mode="after")
     def _can_be_checked(self) -> Self:
-        bounds = [name for name in ("at_most", "at_least", "equals") if getattr(self, name) is not None]
-        if not bounds:
+        if all(getattr(self, name) is None for name in _BOUNDS):
             raise ValueError("a check needs at_most, at_least or equals")
         check_figure(self.figure)
-        for name in ("at_most", "at_least"):
-            self.bound(name)
+        for name in _BOUNDS:
+            value = self.bound(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: {value} is not a finite number; nothing can be held against it")
         return self
 
-    def bound(self, name: Literal["at_most", "at_least", "equals"]) -> bool | float | str | None:
+    def bound(self, name: BoundName) -> bool | float | str | None:
         """What the figure is held against, in the figure's unit. ValueError for a text that has none of
         it."""
         value: bool | float | str | None = getattr(self, name)

@@ -22,22 +22,23 @@ from netns.relayed import RelayDied
 from testbed.clients.control import ClientFailed
 from testbed.clients.control import ControlError as ClientGone
 from testbed.experiment import link_figures, outcome, run
+from testbed.experiment.capturing import Capturing
 from testbed.experiment.checks import judge
 from testbed.experiment.course import Course, Witness, running_stats
 from testbed.experiment.spans import span, together
 from testbed.experiment.thresholds import waived
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab import plan as planned
-from testbed.lab.environment import environment
+from testbed.lab.evidence import gather
 from testbed.lab.lab import Lab, Readable
 from testbed.measure.result import Clients, LinkFigures, Result
 from testbed.measure.trace import BEAT
 from testbed.scenario.files import ScenarioError, read
-from testbed.scenario.model import Scenario
 from testbed.scenario.steps import Step
 from testbed.standing.journal import Journal
 from testbed.standing.protocol import Refused
 from testbed.standing.tap import CaptureError, Tap
+from testbed.standing.wanted import Wanted
 
 SPAN_S = 60.0
 """After so long without a migration the clients let go of their samples, or a lab would grow for ever."""
@@ -56,15 +57,8 @@ class Life:
     what a run raises that cannot be brought up.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        folder: Path,
-        import_path: Sequence[str],
-        say: Callable[[str], None],
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.scenario, self.folder = scenario, folder
+    def __init__(self, wanted: Wanted, say: Callable[[str], None], capturing: Capturing) -> None:
+        self.scenario, self.folder = wanted.scenario, wanted.folder
         self.started_at = _now()
         self.busy: str | None = None
         """What is being done with it that nothing else may be done beside."""
@@ -72,18 +66,19 @@ class Life:
         self.gone: dict[str, str] = {}
         """Clients that do not answer any more, and why."""
         self.on_event: Callable[[], None] = lambda: None
-        self._options = dict(options or {})
-        self._import_path = list(import_path)
+        self._options = dict(wanted.options)
+        self._import_path = list(wanted.import_path)
+        self._whole: Result | None = None
         self._spans: list[Clients] = []
         self._before: Clients | None = None
         self._faults_before: dict[str, int] = {}
         with ExitStack() as stack:
-            self.journal = Journal(folder)
+            self.journal = Journal(self.folder)
             stack.callback(self.journal.close)
-            self.lab = stack.enter_context(Lab(scenario, folder, say))
+            self.lab = stack.enter_context(Lab(self.scenario, self.folder, say, on_network=capturing.begin))
             for name, guest in self.lab.vms.items():
                 say(f"guest: {guest.vm.guest_program} on {guest.owner} ({name})")
-            self._booted = self.lab.boot(import_path)
+            self._booted = self.lab.boot(self._import_path)
             self.connections = self.lab.start_clients()
             self.lab.start_client_programs("baseline")
             say(f"clients: {self.connections} connections")
@@ -113,6 +108,10 @@ class Life:
         if node not in self.nodes:
             raise Refused(f"there is no node {node!r}; there are {', '.join(self.nodes)}", WRONG_REQUEST)
         return node
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        return tuple(self.lab.links)
 
     def figures(self, link: str | None) -> list[LinkFigures]:
         """Of one link, or of all that have had conditions: what was asked, and what came of it."""
@@ -156,6 +155,16 @@ class Life:
                 self._lose(name, error)
         return found
 
+    def look(self) -> Clients:
+        """What clients have counted so far, and how long they waited since the last span's end."""
+        return self._clients(self._summaries([], None, forget=False))
+
+    def span_since(self, begin_ns: int) -> tuple[Clients, Clients]:
+        """A span ends now. What clients have counted so far; and what is new in the span, where the longest
+        waits are those since `begin_ns` (CLOCK_MONOTONIC)."""
+        summaries = self._summaries([(begin_ns, time.monotonic_ns())], None)
+        return self._clients(summaries), self._new_span(summaries)
+
     def _beat(self, every_ms: int) -> None:
         """Have the clients tell of their waits from now on, or (0) no more."""
         for name, client in list(self.lab.clients.items()):
@@ -163,6 +172,10 @@ class Life:
                 client.beat(every_ms)
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
+
+    def evidence(self) -> Path:
+        """Write down what the network looks like now; the folder."""
+        return gather(self.lab, self.folder)
 
     def _lose(self, client: str, error: Exception) -> None:
         self.gone[client] = str(error)
@@ -254,7 +267,7 @@ class Life:
             programs=[],
             links=self.figures(None),
             events=self.journal.since(self._span_position),
-            surroundings=self._surroundings(course),
+            surroundings=run.surroundings_of(self.lab, self._booted[self.lab.vm.name], course),
             before=self._before,
             faults_before=dict(self._faults_before),
         )
@@ -268,34 +281,31 @@ class Life:
         run.write_events(folder, found.events)
         self._span_position = self.journal.length
         run.write_result(folder, result)
+        if not all(check.passed for check in result.checks):
+            gather(self.lab, folder)
         run.give_to_caller(self.folder)
         return result
 
-    def _surroundings(self, course: Course) -> dict[str, Any]:
-        booted = self._booted[self.lab.vm.name]
-        found = environment(self.lab.topology.congestion_control.values(), booted["tracker"])
-        found["trackers_passed_over"] = booted["passed_over"]
-        found["urgent_switchover"] = all(one.source_answer.get("urgent", False) for one in course.told)
-        return found
-
     def _summaries(
-        self, windows: Sequence[tuple[int, int]], folder: Path | None
+        self, windows: Sequence[tuple[int, int]], folder: Path | None, *, forget: bool = True
     ) -> dict[str, dict[str, Any]]:
-        """The clients sum up and let go of their samples, which go to `folder`."""
+        """The clients sum up and let go of their samples (`forget`), which go to `folder`."""
         summaries = {}
         for name, client in list(self.lab.clients.items()):
             save = None if folder is None else folder / f"{name}.npz"
             try:
-                summaries[name] = client.report(windows, forget=True, save=save)
+                summaries[name] = client.report(windows, forget=forget, save=save)
             except (ClientFailed, ClientGone) as error:
                 self._lose(name, error)
         return summaries
 
-    def _new_span(self, summaries: dict[str, dict[str, Any]]) -> None:
+    def _new_span(self, summaries: dict[str, dict[str, Any]]) -> Clients:
         now = self._clients(summaries)
-        self._spans = [together([*self._spans, span(self._before, now)])]
+        new = span(self._before, now)
+        self._spans = [together([*self._spans, new])]
         self._before = now
         self._span_end_s = time.monotonic() + SPAN_S
+        return new
 
     def _clients(self, summaries: dict[str, dict[str, Any]]) -> Clients:
         vm_of = {address: vm.name for vm in self.scenario.vms for address in (vm.ipv4, vm.ipv6)}
@@ -315,13 +325,22 @@ class Life:
         self._new_span(summaries)
         self.lab.programs.finish()
         self.lab.watch(LAST_EVENTS_S, self._event)
-        if not self.results:
-            return None
-        result = self._whole(self._spans[0]).model_copy(update={"programs": self.lab.programs.runs()})
-        run.write_result(self.folder, result)
-        return result
+        if self.results:
+            self._whole = self._all_together(self._spans[0]).model_copy(
+                update={"programs": self.lab.programs.runs()}
+            )
+            run.write_result(self.folder, self._whole)
+        return self._whole
 
-    def _whole(self, clients: Clients) -> Result:
+    def write_captures(self, capturing: Capturing) -> None:
+        """Make files of what was captured from the beginning; takes its time. The lab need not stand any
+        more."""
+        captures = capturing.files(self.journal.since(0), lambda _: None)
+        if captures and self._whole is not None:
+            run.write_result(self.folder, self._whole.model_copy(update={"captures": captures}))
+        run.give_to_caller(self.folder)
+
+    def _all_together(self, clients: Clients) -> Result:
         """All migrations together: the figures of one are those of the one with the longest blackout."""
         migrations = [one for result in self.results for one in result.migrations]
         worst = max(self.results, key=lambda one: one.blackout_ms or 0.0)

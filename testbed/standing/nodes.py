@@ -42,7 +42,7 @@ def run(first_pid: int, namespace: str, command: Sequence[str], environment: Map
 
 def shell(first_pid: int, namespace: str, lab: str, node: str) -> int:
     """An interactive shell in a node; its exit status. As :func:`run`."""
-    command, environment, descriptor = _shell(lab, node)
+    command, environment, descriptor = shell_of(lab, node)
     try:
         with _terminal_lent():
             return universe.join(
@@ -122,9 +122,10 @@ def _terminal_lent() -> Iterator[None]:
 # ---- which shell
 
 
-def _shell(lab: str, node: str) -> tuple[list[str], dict[str, str], int | None]:
-    """The user's shell, its environment, and a descriptor that it is to inherit. A bash reads its user's
-    settings and then gets the prompt; of another shell the prompt is all that can be set."""
+def shell_of(lab: str, node: str) -> tuple[list[str], dict[str, str], int | None]:
+    """The user's shell, its environment, and a descriptor that it is to inherit and that is the caller's to
+    close. A bash reads its user's settings and then gets the prompt; of another shell the prompt is all that
+    can be set."""
     path = os.environ.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
     environment = environment_of(lab, node)
     where = f"[{lab} {node}]"

@@ -13,6 +13,8 @@ and what it needs. Any number of *progress* messages may come, then exactly one 
                {"do": "capture", "link", "file", "snap_bytes", "limit_bytes"}
                                                   until "stop", or the end of the connection
                {"do": "stop"}                     the end of a capture: its file is written
+               {"do": "clients", "begin_ns"}      what clients counted so far; with begin_ns a span ends
+               {"do": "evidence"}                 write down what the network looks like now
                {"do": "follow"}                   be told of events, until the lab goes down
                {"do": "down"}                     bring the lab down
     progress   {"say": text}                      a line for a person

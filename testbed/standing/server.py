@@ -6,6 +6,7 @@ wait has the connections in it. A migration is carried out between two waits, on
 
 from __future__ import annotations
 
+import json
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -131,6 +132,7 @@ class Server:
         self._listener = listener
         self._callers: list[Caller] = []
         self._taps: dict[Caller, Tap] = {}
+        self._spans = 0
         self._waiting: deque[tuple[Caller, Message]] = deque()
         self._at_once: dict[str, Callable[[Caller, Message], Message | None]] = {
             "ps": self._ps,
@@ -140,6 +142,8 @@ class Server:
             "figures": self._figures,
             "capture": self._capture,
             "stop": self._stop,
+            "clients": self._clients,
+            "evidence": lambda _caller, _message: {"folder": str(self._life.evidence())},
             "down": self._down,
         }
         life.attend(listener, self._accept)
@@ -282,6 +286,22 @@ class Server:
         """The lab goes down: what has been captured is written."""
         for caller in list(self._taps):
             self._obey(caller, {"do": "stop"})
+
+    def _clients(self, _caller: Caller, message: Message) -> Message:
+        """Into a file, for it may be long: `so_far`, and with `begin_ns` a span ends, and there is
+        `since`."""
+        life, begin_ns = self._life, message.get("begin_ns")
+        if life.busy is not None:
+            raise Refused(self._is_busy(), _FAILED)
+        if begin_ns is None:
+            told = {"so_far": life.look().model_dump()}
+        else:
+            so_far, since = life.span_since(int(begin_ns))
+            told = {"so_far": so_far.model_dump(), "since": since.model_dump()}
+        self._spans += 1
+        file = life.folder / f"clients-{self._spans}.json"
+        file.write_text(json.dumps(told) + "\n")
+        return {"file": str(file)}
 
     def _down(self, caller: Caller, _message: Message) -> None:
         raise GoingDown(caller)

@@ -6,9 +6,16 @@ import select
 import time
 
 from testbed.guest.program import Connection, Program, Sender
+from testbed.guest.programs.echo import Echo
 from testbed.measure.datagram import handled
 
 SLOW_STEP_S = 0.05
+
+
+class Deaf(Echo):
+    """An echo that hears no datagrams."""
+
+    udp_port = 0
 
 
 class Slow(Program):

@@ -39,7 +39,9 @@ from testbed.handover.wiring import (
     GuestWiring,
     wire_hold,
 )
+from testbed.kernel import netlink
 
+CARRIER_DEADLINE_S = 10.0
 MAC = bytes.fromhex("020000000042")
 OTHER_MAC = bytes.fromhex("020000000043")
 GUEST_4, GUEST_6 = IPv4Interface("10.7.0.10/24"), IPv6Interface("fd07::10/64")
@@ -87,6 +89,19 @@ def make_network() -> None:
     join("switch", "to-b", "host-b", UPLINK)
     attach("switch", "to-client", "client", "02:00:00:00:00:01", CLIENT_4, CLIENT_6)
     attach("host-a", "to-local", "local", "02:00:00:00:00:02", LOCAL_4, LOCAL_6)
+    for node, port in (
+        *(("switch", name) for name in ("to-a", "to-b", "to-client")),
+        *((host, UPLINK) for host in ("host-a", "host-b")),
+        ("host-a", "to-local"),
+    ):
+        await_forwarding(Namespace.open(node), port)
+
+
+def await_forwarding(node: Namespace, port: str) -> None:
+    """Until the kernel has noticed the port's carrier, up to a second after it came: the bridge forwards then."""
+    sockets = [node.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) for _ in range(2)]
+    with netlink.RouteSocket(sockets[0]) as ask, sockets[1] as watch:
+        netlink.wait_operational(watch, ask, port, CARRIER_DEADLINE_S)
 
 
 def make_host(name: str, mac: bytes = MAC, identity: Identity = IDENTITY) -> Host:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Terminal:

@@ -20,7 +20,7 @@ import pytest
 
 from netns import universe
 from netns.paths import RUN
-from testbed.cli import CANNOT, CHECK_FAILED, ENDED_BY, INTERRUPTED, PASSED, WRONG_REQUEST
+from testbed.commands.ending import CANNOT, CHECK_FAILED, ENDED_BY, INTERRUPTED, PASSED, WRONG_REQUEST
 from testbed.measure.result import SCHEMA_FILE
 from tests.conftest import require
 from tests.system.commands import COMMAND, SMALL, Ended, Running, adopting, left_behind, named_namespaces, run
@@ -182,7 +182,7 @@ def assert_one_line(ended: Ended, status: int, *words: str) -> None:
         ("migrate --fill 1", ("--fill", "1", "0.9")),
         ("bench --migrations 0", ("--migrations", "0", "between")),
         # captures
-        ("demo --pcap client9", ("--pcap", "client9", "host-a, host-b, client1", "migration")),
+        ("demo --pcap client9", ("--pcap", "client9", "client1, client2, client3, host-a", "migration")),
         ("migrate --pcap --pcap-snap 1B", ("--pcap-snap", "1B", "64 B")),
         # names
         ("migrate --name ../up", ("--name", "../up", "slash")),
@@ -212,7 +212,7 @@ def test_a_name_that_would_hurt(folder: Path, name: str) -> None:
     assert not (folder / RUNS).exists()
 
 
-@pytest.mark.parametrize("runs", ["/proc/runs", "/sys/runs", "file/runs"])
+@pytest.mark.parametrize("runs", ["/proc/runs", "/sys/runs", "file/runs", "x" * 300])
 def test_a_folder_that_cannot_be_made(folder: Path, runs: str) -> None:
     (folder / "file").touch()
     assert_one_line(run(folder, "demo", "--runs", runs), CANNOT, runs)

@@ -88,7 +88,7 @@ def test_validate_tells_everything_that_is_wrong_and_what_is_right(tmp_path: Pat
     assert lines[1].startswith("testbed: wrong.toml: vm[1]: unknown key 'rma'; did you mean ram?")
     assert lines[2] == "testbed: none.toml: cannot be read: No such file or directory"
     assert lines[3].startswith(
-        "testbed: nowhere: neither a file nor a scenario of the shelf, which has demo,"
+        "testbed: nowhere: neither a file nor a scenario of the shelf, which has agent-killed-at-commit,"
     )
     assert len(lines) == 4
 
@@ -105,9 +105,14 @@ def test_the_shelf_is_listed_and_a_file_of_it_can_be_begun_with(tmp_path: Path) 
 
 def test_a_program_that_is_not_there_is_what_the_machine_lacks(tmp_path: Path) -> None:
     step = "[[step]]\nrun = ['no-such-program']\non = 'client1'\n"
+    step += "[[client]]\n[[client.program]]\ncommand = ['none-such', '-x']\n"
     ended = run(tmp_path, "run", write(tmp_path, "lacking", step), "--quiet")
     assert ended.status == CANNOT
-    assert ended.err == "testbed: client1: cannot run no-such-program: No such file or directory\n"
+    assert ended.err.splitlines() == [
+        "testbed: lacking: client2: cannot run none-such: not found, or not executable",
+        "testbed: lacking: client1: cannot run no-such-program: not found, or not executable",
+    ]
+    assert not (tmp_path / "testbed-runs").exists(), "nothing ran"
 
 
 @pytest.mark.parametrize("word", ["--pcap-snap=x", "--seed=x"])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from testbed.cli import CANNOT, PASSED
+from testbed.commands.ending import CANNOT, PASSED
 from testbed.doctor import features
 from tests.conftest import require
 

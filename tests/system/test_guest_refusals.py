@@ -137,7 +137,8 @@ def test_attach_that_does_not_add_up(change: Callable[[dict[str, Any]], Any], pr
 
 
 def test_connection_that_is_gone_is_a_reset_for_the_program() -> None:
-    with running(**ECHO) as source, FakeAgent({**ECHO, "fresh": False}) as target:
+    deaf = {"program": "tests.system.guest_programs:Deaf"}
+    with running(**deaf) as source, FakeAgent({**deaf, "fresh": False}) as target:
         client = connect(7000)
         client.send(b"x")
         read(client, 1)

@@ -279,6 +279,7 @@ def test_a_run_that_was_cut_short_is_shown(browser: Browser, folder: Path, tmp_p
     (tmp_path / "events.jsonl").write_bytes(whole[: whole.index(b'"switchover"') + 5])
     ended = run(tmp_path, "report", ".")
     assert (ended.status, ended.out) == (0, "report.html\n")
+    assert "testbed: .: result.json is not there" in ended.err, "a script does not read the page"
     show(browser, tmp_path / "report.html")
     told = browser.ask("document.querySelector('.missing').textContent")
     for what in ("result.json is not there", "middle of a line", "No samples of client2"):

@@ -268,6 +268,13 @@ def test_a_factor_that_depends_on_the_other_is_told_so() -> None:
     assert "+0 ms with mac=keep; +200 ms with mac=moves" in found.sentence
 
 
+def test_an_effect_of_one_sign_and_of_two_sizes_is_not_the_same_everywhere() -> None:
+    some = [value + 50 for value in NEAR]
+    found = effect(grid_of(yes_keep=NEAR, yes_moves=NEAR, no_keep=some, no_moves=FAR), "hold")
+    assert (found.real, found.everywhere) == (True, False)
+    assert "it depends: +50 ms with mac=keep; +200 ms with mac=moves" in found.sentence
+
+
 def test_a_grid_shows_a_factor_with_fewer_runs_than_a_pair_does() -> None:
     """Every run says something of every factor."""
     few, many = [1, 2, 3.0], [7, 8, 9.0]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from netns import universe
 from testbed import cli
+from testbed.commands.ending import CANNOT, INTERRUPTED
 from testbed.doctor import examination, features
 from testbed.doctor.examination import Finding, as_json, examine, missing
 from testbed.doctor.table import show
@@ -64,7 +65,7 @@ def test_what_is_needed_decides_and_what_is_optional_does_not(kernel: Callable[.
 def test_each_needed_feature_is_missed(kernel: Callable[..., None], name: str) -> None:
     kernel(name)
     done = CliRunner().invoke(cli.app, ["doctor", "--json"])
-    assert done.exit_code == cli.CANNOT
+    assert done.exit_code == CANNOT
     assert name in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert json.loads(done.stdout)["can_run_demo"] is False
@@ -79,7 +80,7 @@ def test_without_a_universe_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) 
     assert {one.there for one in found if one.name in {k.name for k in features.KERNEL}} == {None}
     assert missing(found)[0].name == features.UNIVERSE
     done = CliRunner().invoke(cli.app, ["doctor"])
-    assert done.exit_code == cli.CANNOT
+    assert done.exit_code == CANNOT
     assert "sysctl it" in done.stderr
 
 
@@ -94,7 +95,7 @@ def test_a_probe_that_takes_its_process_along_is_not_taken_for_success(
 
 
 def test_ctrl_c_is_not_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(universe, "run", lambda _: cli.INTERRUPTED)
+    monkeypatch.setattr(universe, "run", lambda _: INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
         examine()
 

@@ -43,6 +43,7 @@ def test_each_fault_has_a_side_and_a_guest_dies_where_it_is() -> None:
     assert all(fault.sides for fault in matrix(storage=True))
     assert Fault(Phase.COMMIT, Kind.GUEST_KILLED).sides == {Side.SOURCE}
     assert Fault(Phase.RESUME, Kind.GUEST_KILLED).sides == {Side.TARGET}
+    assert Fault(Phase.PRECOPY, Kind.TARGET_SPEAKS_EARLY).sides == {Side.TARGET}
     assert Fault(Phase.PAUSE, Kind.STORAGE_CUT_BOTH).sides == {Side.SOURCE, Side.TARGET}
 
 

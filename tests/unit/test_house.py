@@ -32,7 +32,7 @@ ROWS = (
     ("testbed.report",),
     ("testbed.doctor", "testbed.bench"),
     ("testbed.commands",),
-    ("testbed.cli",),
+    ("testbed.cli", "testbed.pytest_plugin"),
     ("testbed.__main__",),
 )
 """The rooms, lowest first. A room imports from its own files and from rows below its own; never from a
@@ -91,6 +91,7 @@ PURE = (
     "testbed/report/page/words.py",
     "testbed/experiment/checks.py",
     "testbed/experiment/comparison.py",
+    "testbed/experiment/spans.py",
     "testbed/scenario/fitting.py",
     "testbed/scenario/from_options.py",
     "testbed/scenario/model.py",
@@ -110,6 +111,8 @@ PURE = (
     "testbed/scenario/units.py",
     "testbed/scenario/variants.py",
     "testbed/scenario/words.py",
+    "testbed/standing/protocol.py",
+    "testbed/standing/wanted.py",
     "testbed/storage/layout.py",
     "testbed/storage/lun.py",
     "testbed/storage/lun_json.py",

@@ -54,6 +54,17 @@ def test_what_was_measured_stands_beside_what_was_asked() -> None:
     assert forward.measured.throughput_mbit == 99.5
 
 
+def test_what_was_measured_is_held_against_what_was_asked_then() -> None:
+    """Since then a step has taken the conditions off."""
+    nothing = DirectionFigures(Conditions(), wire_frames=False)
+    entry = link("client1", LinkFigures("none", "nothing is asked", nothing, nothing), SOUNDING, FIGURES)
+    assert (entry.asked_round_trip_ms, entry.round_trip_ms) == (10.0, 10.023)
+    assert entry.forward.asked.delay_ms == 0.0
+    assert entry.forward.measured is not None
+    assert entry.forward.measured.asked is not None
+    assert entry.forward.measured.asked.delay_ms == 10.0
+
+
 def test_what_is_not_told_is_null_and_the_entry_fits_the_schema() -> None:
     entry = link("client1", FIGURES).model_dump(mode="json")
     assert entry["round_trip_ms"] is None

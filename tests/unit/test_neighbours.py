@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.handover.neighbours import MOST_NEIGHBOURS, Neighbour, NeighboursError, decode, encode
+from testbed.handover.neighbours import (
+    MOST_NEIGHBOURS,
+    Neighbour,
+    NeighboursError,
+    Policy,
+    arrived,
+    decode,
+    encode,
+)
 
 STATES = st.sampled_from([0x02, 0x04, 0x80])
 NEIGHBOURS = st.builds(Neighbour, st.ip_addresses(), st.binary(min_size=6, max_size=6), STATES)
@@ -48,3 +56,15 @@ def test_an_ip_version_or_state_that_is_none_is_refused(offset: int) -> None:
 def test_more_than_the_count_can_say_is_the_callers_fault() -> None:
     with pytest.raises(ValueError, match="at most 65535"):
         encode([ONE] * (MOST_NEIGHBOURS + 1))
+
+
+def test_what_a_guest_knows_at_its_new_host_is_what_its_policy_says() -> None:
+    table = [ONE, OTHER]
+    assert arrived(table, Policy.MOVE) == table
+    assert arrived(table, Policy.FORGET) == []
+    stale = arrived(table, Policy.STALE)
+    assert [(one.address, one.state) for one in stale] == [(one.address, one.state) for one in table]
+    macs = {one.mac for one in table}
+    assert not macs & {one.mac for one in stale}, "nobody may have them"
+    assert all(one.mac[0] & 0x03 == 0x02 for one in stale), "no multicast address, and a local one"
+    assert len({one.mac for one in stale}) == len(table)

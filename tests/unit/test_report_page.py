@@ -44,6 +44,15 @@ def test_a_whole_run_misses_nothing(run: Path) -> None:
     assert data["moves"][0]["resume"] - data["moves"][0]["pause"] == 5000.0
 
 
+def test_what_a_run_misses_is_told_to_whoever_makes_its_page(run: Path) -> None:
+    told: list[str] = []
+    write_report([run], None, told.append)
+    assert told == []
+    (run / "result.json").write_text('{"schema_version": 99, "na')
+    write_report([run], None, told.append)
+    assert [line.partition(" (")[0] for line in told] == [f"{run}: result.json cannot be read"]
+
+
 def test_the_page_is_one_file_that_asks_nobody_for_anything(run: Path) -> None:
     path = write_report([run])
     assert path == run / "report.html"

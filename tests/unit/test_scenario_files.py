@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.scenario import shelf
@@ -74,6 +74,11 @@ def test_a_disk_is_there_where_it_is_needed() -> None:
 )
 def test_a_client_that_is_told_nothing_asks_in_the_way_of_the_guest(vm: str, kind: str) -> None:
     assert scenario(f"[[vm]]\n{vm}").clients[0].probes[0].kind == kind
+
+
+def test_a_client_can_be_told_to_do_nothing() -> None:
+    """Somebody may work there by hand."""
+    assert scenario("[[client]]\nidle = true").clients[0].probes == ()
 
 
 # ---- what is said
@@ -175,7 +180,10 @@ WRONG = {
     "[[client]]\nname = 'switch'": "f.toml: client[switch].name: 'switch' is the testbed's own",
     "[[client]]\nname = 'A b'": "f.toml: client[A b].name: 'A b' is not a name",
     "[[client]]\non = 'x'": "f.toml: client[client1].on: 'x' is none of switch, host-a, host-b",
-    "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program",
+    "[[client]]\nprobe = []": "f.toml: client[client1]: does nothing; give it a probe or a program, or say "
+    "idle = true",
+    "[[client]]\nidle = true\n[[client.probe]]\nkind='closed-loop'": "f.toml: client[client1].idle: it has a "
+    "probe or a program, so it is not",
     "[[client]]\nprogram = [{command = []}]": "f.toml: client[1].program[1].command: has 0, and there must b",
     "[vm]\nram = '1GiB'": "f.toml: vm: is a list of tables: each begins with the name in [[double brackets]]",
     "hosts = ['a']": "f.toml: hosts: has 1, and there must be at least 2",
@@ -217,6 +225,15 @@ WRONG = {
     "[[check]]\nfigure = 'migrations.blackout_ms'\nat_most = 1": "f.toml: check[1].figure: 'migrations.black",
     "[[check]]\nfigure = 'blackout_ms'": "f.toml: check[1]: a check needs at_most, at_least or equals",
     "[[check]]\nfigure = 'blackout_ms'\nat_most = '1gbit'": "f.toml: check[1].at_most: '1gbit' is not a dura",
+    "[[check]]\nfigure = 'blackout_ms'\nequals = 'abc'": "f.toml: check[1].equals: 'abc' is not a duration",
+    "[[check]]\nfigure = 'blackout_ms'\nat_most = nan": "f.toml: check[1].at_most: nan is not a finite",
+    "[[check]]\nfigure = 'blackout_ms'\nequals = inf": "f.toml: check[1].equals: inf is not a finite",
+    "[[vm]]\nipv4 = '10.7.0.255'": "f.toml: vm[1].ipv4: '10.7.0.255' is that of the whole network",
+    "[[vm]]\nipv4 = '10.7.0.0'": "f.toml: vm[1].ipv4: '10.7.0.0' is that of the whole network",
+    "[[vm]]\nipv6 = 'fd07::'": "f.toml: vm[1].ipv6: 'fd07::' is that of the whole network",
+    "[[vm]]\nmac_address = '00:00:00:00:00:00'": "f.toml: vm[1].mac_address: all zero is no interface's",
+    "[[client]]\n[[client.probe]]\nkind = 'udp'\nrat = 1": "f.toml: client[1].probe[1]: unknown key 'rat'; "
+    "did you mean rate? there are: kind, vm, family, port, program, connections, rate, size",
     "[[check]]\nfigure = 'clients.broken'\nat_most = '1ms'": "f.toml: check[1].at_most: '1ms': clients.broke",
     "waive = ['x']": "f.toml: waive[1]: 'x' is none of the standard checks: migrated; verified;",
     "a ==": "f.toml: is not TOML: ",
@@ -224,7 +241,7 @@ WRONG = {
     "baseline = '61min'": "f.toml: baseline: 3660s is not between 0ns and 3600s",
     "seed = '1'": "f.toml: seed: '1' is not a whole number",
     "[[vm]]\n[[client]]\n[[client.probe]]\nkind = 'x'": "f.toml: client[1].probe[1].kind: 'x' is none of clo",
-    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1].interv",
+    "[[client]]\n[[client.probe]]\nkind = 'open-loop'\ninterval = '1ms'": "f.toml: client[1].probe[1]: unkn",
     "[[client]]\n[[client.probe]]\nkind = 'open-loop'\nrate = 0": "f.toml: client[client1].probe[1]: rate mu",
     "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\ninterval = 1": "f.toml: client[1].probe[1].interval",
     "[[client]]\n[[client.probe]]\nkind = 'closed-loop'\nvm = 'x'": "f.toml: client[client1].probe[1].vm: th",
@@ -254,13 +271,34 @@ def test_a_file_that_is_not_there_or_too_long_is_named(tmp_path: Path) -> None:
         load(long)
 
 
-def test_a_word_is_a_file_or_a_scenario_of_the_shelf(tmp_path: Path) -> None:
-    assert found("demo").name == "demo"
+def test_a_word_is_a_file_or_a_scenario_of_the_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert found("demo").name == "demo", "a folder beside it is not what is meant"
+    with pytest.raises(ScenarioError, match=r"tmp|Is a directory"):
+        found(str(tmp_path))
     file = tmp_path / "mine.toml"
     file.write_text("")
     assert found(str(file)).name == "mine"
-    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has de"):
+    with pytest.raises(ScenarioError, match=r"dem: neither a file nor a scenario of the shelf, which has ag"):
         found("dem")
+
+
+def test_everything_that_does_not_fit_is_told_at_once() -> None:
+    text = "[[vm]]\n[[vm]]\nipv4 = '10.7.0.10'\n[[link]]\nname = 'host-z'\n[[client]]\nname = 'host-a'\n"
+    assert problems(text + "probe = [{kind = 'closed-loop', vm = 'vm9'}]") == [
+        "f.toml: client: something called host-a is there already, under hosts",
+        "f.toml: vm[vm2].ipv4: 10.7.0.10 is vm1's already",
+        "f.toml: client[host-a].probe[1].vm: there is no guest 'vm9'; there are: vm1, vm2",
+        "f.toml: link: there is no link 'host-z'; there are: host-a, host-a, host-b, migration",
+    ]
+    steps = "[[step]]\nmigrate = 'vm7'\n[[step]]\nlink = 'nowhere'\n"
+    assert [one.partition(":")[2].partition(":")[0].strip() for one in problems(steps)] == [
+        "step[1].migrate",
+        "step[2].link",
+    ]
 
 
 # ---- the shelf, the schema, and back
@@ -321,3 +359,42 @@ def test_a_written_size_reads_back(size_bytes: int) -> None:
 def test_a_written_rate_or_duration_reads_back(value: int) -> None:
     assert parse_rate(write_rate(value)) == value
     assert parse_duration(write_duration(value)) == value
+
+
+@settings(deadline=None)
+@given(
+    ram_mib=st.integers(8, 1 << 40),
+    disk_sectors=st.integers(1, 1 << 40),
+    mode=st.sampled_from(["live", "stop-and-copy", "quick"]),
+    program=st.sampled_from(["echo", "kv", "http", "ramp", "kv-durable", "my.own:Program"]),
+    family=st.sampled_from(["both", "ipv4", "ipv6"]),
+    clients=st.integers(1, 100),
+    connections=st.integers(0, 20_000),
+    interval_ns=st.integers(100_000, 60 * 10**9),
+    stream_rate_per_s=st.integers(0, 100_000),
+    churn_per_s=st.integers(0, 10_000),
+    baseline_ns=st.integers(0, 3600 * 10**9),
+    rate=st.integers(100_000, 34 * 10**9),
+)
+def test_whatever_options_there_can_be_are_a_scenario(
+    ram_mib: int, disk_sectors: int, mode: Any, rate: int, program: str, **more: Any
+) -> None:
+    options = Options(
+        ram_bytes=ram_mib << 20,
+        working_set_bytes=4096,
+        disk_bytes=(8 << 20) + disk_sectors * 512,
+        mode=mode,
+        program=program,
+        bandwidth_bits_per_s=rate,
+        max_bandwidth_bits_per_s=rate,
+        storage_rate_bits_per_s=rate,
+        downtime_limit_ns=more["baseline_ns"] % (600 * 10**9),
+        **more,
+    )
+    assert scenario_of(options).vms[0].ram_bytes == options.ram_bytes
+
+
+def test_a_word_that_no_file_can_be_called_is_one_line() -> None:
+    """Whether it exists cannot even be asked; nor can it of a file in a folder that is closed to us."""
+    with pytest.raises(ScenarioError, match="cannot be read: File name too long"):
+        found("x" * 300)

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from testbed.cli import migrate
+from testbed.commands.migrate import migrate
 from testbed.scenario.options import OptionError, Options
 from testbed.scenario.words import DURABLE_DISK_BYTES, KEYS, QUICK_DISK_BYTES, options_from
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,14 @@ class Beside:
     method: str = ""
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, tell: Callable[[str], None] = lambda _: None
+) -> Path:
     """Make the page of these runs and say where it is: ``report.html`` in the folder of one run or
     comparison, in the folder that has all of several, or `out`. Raises NotARun, and OSError where it cannot
-    be written.
+    be written. `tell` is given a line for each thing that is missing in a run, which the page says too.
     """
-    text = page(folders)
+    text = page(folders, tell)
     path = out or _common(folders) / PAGE
     path.write_text(text)
     return path
@@ -63,11 +65,15 @@ def _common(folders: Sequence[Path]) -> Path:
     return max(set.intersection(*parents), key=lambda one: len(one.parts))
 
 
-def page(folders: Sequence[Path]) -> str:
-    """The page as text."""
+def page(folders: Sequence[Path], tell: Callable[[str], None] = lambda _: None) -> str:
+    """The page as text; `tell` as in :func:`write_report`."""
     runs, beside = _unfolded(folders)
     most_dots = min(dots.MOST_DOTS, MOST_DOTS_OF_ALL // max(len(runs), 1))
-    return _rendered([_viewed(one, most_dots) for one in runs], beside)
+    views = [_viewed(one, most_dots) for one in runs]
+    for folder, one in zip(runs, views, strict=True):
+        for line in one.missing:
+            tell(f"{folder}: {line}")
+    return _rendered(views, beside)
 
 
 def _viewed(path: Path, most_dots: int) -> View:

@@ -207,7 +207,13 @@ def _links(links: Sequence[Told]) -> Table | None:
                 asked, measured = way.get("asked") or {}, way.get("measured") or {}
                 name = f"{arrow} {link.get('name')}"
                 rows.append(
-                    [name, _asked(asked), _sounded(measured), _did(way), str(link.get("backend") or "-")]
+                    [
+                        name,
+                        _asked_over_time(asked, measured),
+                        _sounded(measured),
+                        _did(way),
+                        str(link.get("backend") or "-"),
+                    ]
                 )
     columns = ["link", "asked", "measured before the run", "in the run", "by"]
     return (
@@ -215,6 +221,14 @@ def _links(links: Sequence[Told]) -> Table | None:
         if rows
         else None
     )
+
+
+def _asked_over_time(last: Told, measured: Told) -> str:
+    """What was asked when it was measured, and what in the end, where that is another thing."""
+    first = measured.get("asked")
+    if not isinstance(first, Mapping) or _asked(first) == _asked(last):
+        return _asked(last)
+    return f"{_asked(first)}; in the end {_asked(last)}"
 
 
 def _asked(one: Told) -> str:
