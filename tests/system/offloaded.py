@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from netns.namespace import Namespace
 
 _UDP_SEGMENT = 103  # <linux/udp.h>
-_SEGMENT_BYTES = 1000
+_SEGMENT_BYTES = 100
+"""So small that the receiver's buffer holds all of them."""
 _SILENCE_S = 2.0
 _FIRST = 255
 
