@@ -61,7 +61,7 @@ def test_an_announcement_is_seen_to_turn_each_table_that_it_turns() -> None:
     """The MAC address changes with the host: clients' entries turn, the switch learns, and all of it is told
     once."""
     stage.make_network()
-    host = stage.make_host("host-b", stage.OTHER_MAC, stage.EITHER_MAC)  # unplugged: nobody else speaks for it
+    host = stage.make_host("host-b", stage.OTHER_MAC, stage.EITHER_MAC)  # not plugged: says nothing
     for name in CLIENTS:
         replace_entry(name, stage.MAC)
     with observation() as watched:
