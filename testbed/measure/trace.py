@@ -20,7 +20,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,9 @@ class Trace:
         return True
 
     def close(self) -> None:
-        self.flush()
+        """Send what has gathered, if there is still somebody who records."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.flush()
         if self._socket is not None:
             self._socket.close()
 

@@ -6,6 +6,7 @@ import os
 import select
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,11 @@ def test_the_end_of_the_lab_ends_all_with_their_children(node: Namespace, tmp_pa
 
 def sleepers() -> list[str]:
     """What still sleeps in this universe. One that was killed but not reaped yet has no command line."""
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    return [line.decode() for line in lines if line.startswith(b"sleep\x001000")]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.append(path.read_bytes().decode())
+    return [line for line in found if line.startswith("sleep\0001000")]
 
 
 def test_a_program_that_is_not_there_is_named_and_leaves_no_file(

@@ -14,6 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed import cli
+from testbed.commands import bench as command
+from testbed.commands.ending import CANNOT, PASSED
 from testbed.experiment import bench, probing
 from testbed.experiment.bench import BENCHES, NEEDS_BYTES, Figure, Setting
 from testbed.report.figures import Silence
@@ -124,12 +126,12 @@ def test_the_target_is_held_to_half_of_what_nbdkit_reaches_where_there_is_one(
 def test_a_bench_without_room_is_refused_by_name_and_left_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "NEEDS_BYTES", NEEDS_BYTES | {"quick": 1 << 60})
     named = CliRunner().invoke(cli.app, ["bench", "quick"])
-    assert named.exit_code == cli.CANNOT
+    assert named.exit_code == CANNOT
     assert "bench quick: needs" in named.stderr
     ran: list[str] = []
-    monkeypatch.setattr(cli, "inside_universe", lambda _runs, _name, inside: ran.append("run") or 0)
+    monkeypatch.setattr(command, "inside_universe", lambda _runs, _name, inside: ran.append("run") or 0)
     every = CliRunner().invoke(cli.app, ["bench"])
-    assert every.exit_code == cli.PASSED
+    assert every.exit_code == PASSED
     assert ran == ["run"]
     assert "bench quick is left out" in every.stderr
 

@@ -15,7 +15,7 @@ from testbed.scenario.words import DURABLE_DISK_BYTES, KEYS, QUICK_DISK_BYTES, o
 def test_every_option_of_migrate_is_a_word_and_every_word_an_option() -> None:
     told = {name.replace("_", "-") for name in inspect.signature(migrate).parameters}
     of_the_command = {"context", "json-", "name", "no-report", "plain", "quiet", "runs", "to", "vm"}
-    of_the_command |= {name for name in told if name.startswith("pcap")}
+    of_the_command |= {name for name in told if name.startswith(("pcap", "pause"))}
     assert set(KEYS) == told - of_the_command
 
 
