@@ -21,6 +21,11 @@ from tests.system.commands import COMMAND, DEADLINE_S
 ECHO = termios.ECHO
 
 
+def _unsized() -> dict[str, str]:
+    """Our environment, without what a parallel test run says of a size: it would outdo the terminal's own."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
+
 class OnTerminal:
     """`testbed WORDS` in `folder` with a terminal of `columns` x `lines` as its controlling one."""
 
@@ -34,7 +39,7 @@ class OnTerminal:
         self._slave = slave
         self.process = subprocess.Popen(
             [*COMMAND, *words], cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", **environment},
+            env={**_unsized(), "TERM": "xterm-256color", **environment},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         self.written = b""
