@@ -3,6 +3,12 @@
 Cut the guest's ingress first. A frozen socket still acknowledges what reaches it, and what it acknowledges
 after it was read is lost to the target; :func:`unchanged` tells afterwards whether anything came.
 
+Nor does repair mode keep the kernel from sending what the program wrote before: its timers (pacing, tail loss
+probe) and the tasklet that waits for a sent segment to leave the machine (net/ipv4/tcp_output.c,
+tcp_tsq_handler) go on. The peer would acknowledge what the target believes was never sent, and TCP drops an
+acknowledgement of the future without a word: the connection would hang for ever. So a frozen socket believes
+that its peer's window is closed. It sends nothing new; what is under way it may send again.
+
 A frozen socket is in repair mode. :func:`unfreeze` takes it back as if nothing had happened (rollback);
 ``close`` ends it without a word to the peer (after the commit).
 """
@@ -44,10 +50,16 @@ def freeze(sock: socket.socket) -> ConnectionState:
         raise FreezeError(95, f"a socket in TCP state {before.state} cannot be moved")
     if before.state == CLOSE:
         return _freeze_closed(sock, options, before)
+    window = None
     try:
         kernel.repair_on(sock)
-        return _read(sock, options)
+        info = kernel.tcp_info(sock)
+        window = kernel.window(sock)
+        kernel.set_window(sock, window._replace(snd_wnd=0))
+        return _read(sock, options, info, window)
     except OSError as error:
+        if window is not None:
+            _open_window(sock, window)
         if kernel.in_repair(sock):
             _leave(sock, options)
         raise FreezeError(error.errno, f"cannot freeze {sock!r}: {error.strerror}") from error
@@ -60,9 +72,14 @@ def unchanged(sock: socket.socket, state: ConnectionState) -> bool:
 
 
 def unfreeze(sock: socket.socket, state: ConnectionState) -> None:
-    """Let a frozen socket go on here as if nothing had happened. Its timers ran on; nothing extra is sent."""
-    if state.state != CLOSE:
-        _leave(sock, state.options)
+    """Let a frozen socket go on here as if nothing had happened. Its timers ran on; nothing extra is sent,
+    but what had to wait is."""
+    if state.state == CLOSE:
+        return
+    _open_window(sock, kernel.RepairWindow._make(state.window))
+    _leave(sock, state.options)
+    if not state.options.cork:
+        sock.setsockopt(kernel.SOL_TCP, kernel.TCP_CORK, 0)  # pushes (net/ipv4/tcp.c, __tcp_sock_set_cork)
 
 
 def freeze_listener(sock: socket.socket) -> ListenerState:
@@ -91,8 +108,16 @@ _DEFAULT_SEGMENT = 536
 """TCP_MSS_DEFAULT, RFC 9293 section 3.7.1."""
 
 
-def _read(sock: socket.socket, options: SocketOptions) -> ConnectionState:
-    info = kernel.tcp_info(sock)
+def _open_window(sock: socket.socket, before: kernel.RepairWindow) -> None:
+    """Give the peer's window back, unless the peer was heard since and has said it anew."""
+    now = kernel.window(sock)
+    if now.snd_wnd == 0:
+        kernel.set_window(sock, now._replace(snd_wnd=before.snd_wnd))
+
+
+def _read(
+    sock: socket.socket, options: SocketOptions, info: kernel.TcpInfo, window: kernel.RepairWindow
+) -> ConnectionState:
     state, handshake, scales = info.state, info.options, info.scales
     unread = kernel.inq(sock)
     rcv_nxt = kernel.queue_end(sock, kernel.TCP_RECV_QUEUE)
@@ -116,7 +141,7 @@ def _read(sock: socket.socket, options: SocketOptions) -> ConnectionState:
     return ConnectionState(
         int(family), state,
         _endpoint(family, sock.getsockname()), _endpoint(family, sock.getpeername()),
-        rcv_nxt, write_seq, Window._make(kernel.window(sock)),
+        rcv_nxt, write_seq, Window._make(window),
         handshake, scales & 15, scales >> 4, kernel.maximum_segment(sock),
         kernel.timestamp(sock) if handshake & kernel.TCPI_OPT_TIMESTAMPS else 0,
         fin_unsent, info.segs_in,

@@ -19,6 +19,7 @@ CLIENT_MAC = "02:00:00:00:00:02"
 MAC = "02:00:00:00:00:42"
 GUEST_4, CLIENT_4 = "10.7.0.10", "10.7.0.2"
 GUEST_6, CLIENT_6 = "fd07::10", "fd07::2"
+_GUEST = bytes.fromhex(MAC.replace(":", ""))
 NOWHERE = "02:00:00:00:00:99"
 DISABLED, FORWARDING = 0, 3
 
@@ -63,10 +64,16 @@ class Stage:
         """Nothing passes the port of `name` from here on, either way."""
         self._port(name, DISABLED)
 
+    def divert(self, name: str) -> None:
+        """Nothing reaches `name` from here on; what it sends gets out."""
+        other = "target" if name == "source" else "source"
+        entry = netlink.forwarding_entry(_GUEST, self._index(other), sticky=True)
+        self._commands.request(netlink.prepare(entry))
+
     def plug(self, name: str) -> None:
         """The port of `name` forwards, and the bridge sends there what is for the guest."""
         self._port(name, FORWARDING)
-        entry = netlink.forwarding_entry(bytes.fromhex(MAC.replace(":", "")), self._index(name), sticky=False)
+        entry = netlink.forwarding_entry(_GUEST, self._index(name), sticky=False)
         self._commands.request(netlink.prepare(entry))
 
     def know_neighbour(self, name: str, address: str, mac: str) -> None:

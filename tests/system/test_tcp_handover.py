@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,56 @@ def test_a_client_with_small_segments(lab, address):
 
 
 DROPS = ("BeyondWindow", "TCPRcvQDrop", "RcvPruned", "OfoPruned", "TCPZeroWindowDrop", "TCPBacklogDrop")
+
+
+# --- what its program wrote before, a socket sends by itself
+
+
+SO_MAX_PACING_RATE = 47  # <asm-generic/socket.h>
+
+
+def paced_with_much_to_send(lab, address):
+    """A connection whose peer may be sent much at once, of which a timer sends 64 KiB each 16 ms."""
+    pair = connect(lab, address)
+    for _ in range(30):
+        pair.server_sends(100_000)
+        pair.drain()
+    pair.server.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 4_000_000)
+    for _ in range(3):
+        pair.server_sends(100_000)
+    return pair
+
+
+@BOTH
+def test_a_frozen_socket_sends_nothing_new_while_its_way_out_is_open(lab, address):
+    pair = paced_with_much_to_send(lab, address)
+    lab.divert("source")
+    pair.state = freeze(pair.server)
+    unsent = len(pair.state.unsent)
+    assert unsent > 100_000
+    time.sleep(0.1)  # six turns of the timer
+    assert kernel.outq_not_sent(pair.server) == unsent
+    lab.cut("source")
+    assert unchanged(pair.server, pair.state)
+    pair.move()
+    pair.drain()
+    pair.talk()
+    pair.end()
+
+
+@BOTH
+def test_after_a_rollback_a_socket_goes_on_sending_what_had_to_wait(lab, address):
+    pair = paced_with_much_to_send(lab, address)
+    lab.divert("source")
+    state = freeze(pair.server)
+    unsent = len(state.unsent)
+    time.sleep(0.05)  # the timer comes in vain, and does not come again by itself
+    unfreeze(pair.server, state)
+    assert kernel.outq_not_sent(pair.server) < unsent
+    lab.plug("source")
+    pair.drain()
+    pair.talk()
+    pair.end()
 
 
 # --- rollback
