@@ -55,6 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.getoption("--testbed-pause-on-failure") and config.getoption("numprocesses", None):
+        raise pytest.UsageError(
+            "--testbed-pause-on-failure: xdist's workers have no terminal to wait at; add -n 0"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)

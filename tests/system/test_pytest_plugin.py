@@ -116,6 +116,12 @@ def test_needs_what_nobody_knows(): ...
 '''
 
 
+@pytest.fixture(autouse=True)
+def without_options_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that these tests are part of: workers, say."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     require("universe", lambda: universe.check() is None)
@@ -176,6 +182,12 @@ def test_what_is_wrong_with_a_marker_is_one_line(project: Path) -> None:
         "testbed_needs('no-such-thing'): there are",
     ):
         assert said in done.stdout, done.stdout
+
+
+def test_workers_have_no_terminal_to_wait_at(project: Path) -> None:
+    done = tried(project, "def test_one(lab): ...\n", "-n", "1", "--testbed-pause-on-failure")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "workers have no terminal to wait at; add -n 0" in done.stderr
 
 
 @pytest.mark.timeout(200)
