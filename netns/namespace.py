@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -90,10 +91,15 @@ class Namespace:
             self._descriptor = -1
 
     def delete(self) -> None:
-        """Close, and take the name away."""
+        """Close, and take the name away. Also one that never got its namespace, or has lost it: whoever made
+        or deleted it was ended in between."""
         self.close()
         path = _path(self.name)
-        syscalls.umount2(str(path), syscalls.MNT_DETACH)
+        try:
+            syscalls.umount2(str(path), syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # umount(2): nothing is mounted there
+                raise
         path.unlink()
 
     def __enter__(self) -> Self:

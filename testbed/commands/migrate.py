@@ -73,6 +73,7 @@ def migrate(
     lab = _lab_that_is_meant(name, anyway=to is not None or bool(vm))
     if lab is not None:
         with wrong_request():
+            _refuse_of_a_run(lab, pcap=pcap is not None, pause_on_failure=pause_on_failure)
             step = _step(lab, given_options(context))
         step |= {"migrate": vm} if vm else {}
         step |= {"to": to} if to is not None else {}
@@ -114,6 +115,16 @@ def _lab_that_is_meant(name: str | None, *, anyway: bool) -> str | None:
         return None
     with wrong_request():
         return registry.find(name).name
+
+
+def _refuse_of_a_run(lab: str, *, pcap: bool, pause_on_failure: bool) -> None:
+    """OptionError for what only a run of its own does, with what does it in a lab that stands."""
+    if pcap:
+        raise OptionError(f"--pcap: lab {lab!r} stands already; its links: testbed capture --name {lab} ...")
+    if pause_on_failure:
+        raise OptionError(
+            f"--pause-on-failure: lab {lab!r} stands anyway; to be in it: testbed shell --name {lab} ..."
+        )
 
 
 def _step(lab: str, given: dict[str, Any]) -> dict[str, Any]:

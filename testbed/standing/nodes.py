@@ -11,8 +11,10 @@ back, with the settings that it had.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import shutil
 import signal
 import sys
 import termios
@@ -85,6 +87,9 @@ def _become(
     if descriptor is not None:
         os.set_inheritable(descriptor, True)
     try:
+        if not shutil.which(command[0], os.F_OK, environment.get("PATH")):
+            # Not left to exec, which names the last folder that it could not look into.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvpe(command[0], list(command), {**os.environ, **environment})
     except OSError as error:
         print(f"testbed: cannot run {command[0]}: {error.strerror}", file=sys.stderr)

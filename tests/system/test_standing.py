@@ -73,7 +73,12 @@ def test_a_command_runs_in_its_node(place: Path, lab: str, node: str, address: s
     assert address in ended.out.split(), ended
 
 
-def test_input_output_and_exit_status_of_a_command_pass_through(place: Path, lab: str) -> None:
+def test_input_output_and_exit_status_of_a_command_pass_through(
+    place: Path, lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"  # to all but root: another user's folder on the search path
+    closed.mkdir(mode=0)
+    monkeypatch.setenv("PATH", str(closed), prepend=":")
     words = [*COMMAND, "exec", "switch", "--", "sh", "-c", "cat; echo to-err >&2; exit 7"]
     done = subprocess.run(words, cwd=place, input="in\n", capture_output=True, text=True, timeout=DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (7, "in\n", "to-err\n")
@@ -197,6 +202,8 @@ def test_events_are_json_lines_and_a_follower_is_told_to_the_end(place: Path) ->
         (("migrate", "--name", "main", "--to", "host-c"), "host-c"),
         (("migrate", "--name", "main", "--to", "client1"), "client1"),
         (("migrate", "--name", "main", "--vm", "vm9"), "vm9"),
+        (("migrate", "--name", "main", "--pcap"), "testbed capture --name main"),
+        (("migrate", "--name", "main", "--pause-on-failure"), "testbed shell --name main"),
         (("migrate", "--name", "main", "--ram", "1GiB"), "--ram: lab 'main' stands as it was brought up"),
         (("migrate", "--name", "main", "--mode", "quick"), "bring up another"),
         (("link", "set", "client9", "--delay", "1ms"), "client9"),

@@ -22,6 +22,8 @@ _CONNECTIONS = (
     f"{_HANDOVER}::test_unread_bytes",
     f"{_HANDOVER}::test_both_directions_full",
     f"{_HANDOVER}::test_fin_wait2",
+    f"{_HANDOVER}::test_a_frozen_socket_sends_nothing_new_while_its_way_out_is_open",
+    f"{_HANDOVER}::test_after_a_rollback_a_socket_goes_on_sending_what_had_to_wait",
     f"{_HANDOVER}::test_there_and_back_and_there_again",
 )
 _LINKS = (
