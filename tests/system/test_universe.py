@@ -491,3 +491,12 @@ def test_a_universe_that_fails_half_way_names_the_step(monkeypatch: pytest.Monke
     monkeypatch.setattr(syscalls, "mount", refuse)
     with pytest.raises(universe.UniverseUnavailable, match=r"a /proc of its own was refused: Operation not"):
         universe.check()
+
+
+@pytest.mark.universe
+def test_the_name_of_a_namespace_that_was_made_half_way_can_be_deleted() -> None:
+    """Its maker was ended before anything was mounted there."""
+    paths.NAMED_NAMESPACES.mkdir(exist_ok=True)
+    (paths.NAMED_NAMESPACES / "half").touch()
+    Namespace.open("half").delete()
+    assert "half" not in names()
