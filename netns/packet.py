@@ -52,6 +52,9 @@ VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
 
+# linux/udp.h
+UDP_SEGMENT = 103
+
 # linux/filter.h, linux/bpf_common.h: the instructions that frame filters here are made of
 BPF_LD_W_ABS = 0x20
 BPF_LD_H_ABS = 0x28

@@ -298,8 +298,8 @@ def test_a_direction_that_gets_rid_of_its_conditions_lets_out_what_is_inside(
     assert datagrams.receive() == list(range(51))
 
 
-def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames(
-    topology: Topology, relayed: ConditionedLink
+def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames_or_the_kernel_would_drop_them(
+    topology: Topology, relayed: ConditionedLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def largest(asked: Conditions) -> float:
         relayed.set(asked, NONE)
@@ -311,8 +311,11 @@ def test_offloaded_frames_are_cut_up_where_chance_is_to_strike_a_wires_frames(
         after = counters(topology.namespace("a"))[via("eth0")]
         return (after.sent_bytes - before.sent_bytes) / (after.sent_frames - before.sent_frames)
 
+    monkeypatch.setattr("netns.relayed.packet_sockets_take_udp_segments", lambda: True)
     assert largest(Conditions(delay_ns=1000)) > 3000
     assert largest(Conditions(delay_ns=1000, loss=1e-9)) < 1515
+    monkeypatch.setattr("netns.relayed.packet_sockets_take_udp_segments", lambda: False)
+    assert largest(Conditions(delay_ns=1000)) < 1515
 
 
 def test_datagrams_that_leave_as_one_frame_are_lost_one_by_one(
