@@ -118,10 +118,8 @@ class DepartingGuest:
 
     def devices(self) -> Iterator[wire.Device]:
         yield _device(devices.REGISTERS, devices.encode_registers(self._registers))
-        for start in range(0, len(self._connections), devices.BATCH):
-            batch = self._connections[start : start + devices.BATCH]
-            states = [(slot, self._freeze(slot, fd)) for slot, fd in batch]
-            yield _device(devices.CONNECTIONS, devices.encode_sockets(states))
+        for batch in devices.batches((slot, self._freeze(slot, fd)) for slot, fd in self._connections):
+            yield _device(devices.CONNECTIONS, devices.encode_sockets(batch))
         yield from self._looked_at_again()
         yield from self._waiting_datagrams()
 
@@ -160,9 +158,8 @@ class DepartingGuest:
             unfreeze(borrowed, state)
             self._frozen[slot] = (borrowed, freeze(borrowed))
         self.refrozen = len(changed)
-        if changed:
-            again = [(slot, self._frozen[slot][1]) for slot in changed]
-            yield _device(devices.CONNECTIONS, devices.encode_sockets(again))
+        for batch in devices.batches((slot, self._frozen[slot][1]) for slot in changed):
+            yield _device(devices.CONNECTIONS, devices.encode_sockets(batch))
 
     def silence(self) -> None:
         self._guest.network.port.silence()

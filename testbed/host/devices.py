@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from testbed.migration.errors import ProtocolError
@@ -36,10 +36,28 @@ VERSION = 1
 BATCH = 32
 """Connections in one device: enough that a message's cost does not count, few enough that the target starts
 at once."""
+BATCH_BYTES = 1 << 20
+"""Of their queues: the connection with which they are over it is the last in its device."""
 
 _SLOT = struct.Struct("<II")
 
 TcpState = ConnectionState | ListenerState
+
+
+def batches(
+    connections: Iterable[tuple[int, ConnectionState]],
+) -> Iterator[list[tuple[int, ConnectionState]]]:
+    """Connections, as they come, in lists for one device each: BATCH of them, or fewer with full queues."""
+    batch: list[tuple[int, ConnectionState]] = []
+    room = BATCH_BYTES
+    for slot, state in connections:
+        batch.append((slot, state))
+        room -= len(state.unread) + len(state.sent) + len(state.unsent)
+        if len(batch) == BATCH or room <= 0:
+            yield batch
+            batch, room = [], BATCH_BYTES
+    if batch:
+        yield batch
 
 
 def encode_sockets(sockets: Iterable[tuple[int, TcpState]]) -> bytes:

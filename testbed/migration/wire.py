@@ -10,9 +10,8 @@ A message is a header, a payload and, for :class:`Pages` alone, page data::
 All integers are big-endian. `digest` is XXH3-64 over the first eight bytes and the payload, so a flipped bit
 in a header or a payload is found at once. Page data carries no digest of its own: it is read straight into
 guest RAM, and RAM as a whole is proved equal before the commit (:mod:`testbed.memory.digests`). Every length
-and count is bounded (:data:`MAX_PAYLOAD`,
-:data:`MAX_RUNS`, :data:`MAX_PAGES_A_MESSAGE`, :data:`MAX_FRAMES`) and checked before anything is allocated. A
-kind that is not known ends the migration.
+and count is bounded (:data:`MAX_PAYLOAD`, :data:`MAX_DEVICE`, :data:`MAX_RUNS`, :data:`MAX_PAGES_A_MESSAGE`,
+:data:`MAX_FRAMES`) and checked before anything is allocated. A kind that is not known ends the migration.
 
 The conversation (S source, T target; `data` is any number of Zero and Pages)::
 
@@ -51,6 +50,7 @@ MAGIC = b"LM"
 PAGE = 4096
 
 MAX_PAYLOAD = 16 << 20
+MAX_DEVICE = 256 << 20  # one connection's three queues, each of up to 64 MiB (testbed.tcp.state)
 MAX_RUNS = 512  # IOV_MAX is 1024, include/uapi/linux/uio.h
 MAX_PAGES_A_MESSAGE = 4096
 MAX_FRAMES = 65536
@@ -73,6 +73,7 @@ class Message:
     """Base of all messages: `kind` is the number on the wire."""
 
     kind: ClassVar[int]
+    most_payload: ClassVar[int] = MAX_PAYLOAD
 
     def payload(self) -> bytes:
         return b""
@@ -278,6 +279,8 @@ class Silent(Message):
 class Device(Message):
     """One part of the guest's device state. A device that nobody takes ends the migration."""
 
+    most_payload: ClassVar[int] = MAX_DEVICE
+
     name: str
     version: int
     data: bytes
@@ -442,8 +445,10 @@ class Header:
 def encode(message: Message) -> bytes:
     """The header and the payload of `message`; the page data of Pages is the channel's to add."""
     payload = message.payload()
-    if len(payload) > MAX_PAYLOAD:
-        raise ProtocolError(f"{type(message).__name__} of {len(payload)} bytes is over {MAX_PAYLOAD}")
+    if len(payload) > message.most_payload:
+        raise ProtocolError(
+            f"{type(message).__name__} of {len(payload)} bytes is over {message.most_payload}"
+        )
     head = _HEAD.pack(MAGIC, message.kind, len(payload))
     return HEADER.pack(MAGIC, message.kind, len(payload), xxhash.xxh3_64_intdigest(head + payload)) + payload
 
@@ -456,7 +461,8 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     _expect(magic == MAGIC, "not this protocol (bad magic)")
     _expect(data[3] == 0, "reserved byte is not zero")
     _expect(kind in _KINDS, f"unknown kind of message {kind}")
-    _expect(length <= MAX_PAYLOAD, f"payload of {length} bytes is over {MAX_PAYLOAD}")
+    most = _KINDS[kind].most_payload
+    _expect(length <= most, f"payload of {length} bytes is over {most}")
     return Header(kind, length, digest)
 
 

@@ -23,6 +23,7 @@ HEADERS = (
     "linux/if_ether.h",
     "linux/filter.h",
     "linux/virtio_net.h",
+    "linux/udp.h",
     "linux/if.h",
 )
 OURS_ALONE = {"WHOLE_FRAME", "VNET_HEADER_BYTES", "NLA_TYPE_MASK"}

@@ -15,6 +15,7 @@ from testbed.migration.errors import ProtocolError
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 from testbed.tcp.state import INET, Endpoint, ListenerState, SocketOptions
+from tests.unit.test_tcp_state import EXAMPLE
 
 LISTENER = ListenerState(
     INET,
@@ -33,6 +34,15 @@ LISTENER = ListenerState(
 def test_sockets_cross_with_their_slots(slots: list[int]) -> None:
     sockets = [(slot, replace(LISTENER, backlog=number)) for number, slot in enumerate(slots)]
     assert devices.decode_sockets(devices.encode_sockets(sockets)) == sockets
+
+
+def test_a_device_ends_with_the_connection_that_fills_it() -> None:
+    """Few may have megabytes in their queues: 32 of those would be no message any more."""
+    full = replace(EXAMPLE, unsent=bytes(devices.BATCH_BYTES))
+    states = [EXAMPLE] * 40 + [full, full] + [EXAMPLE] * 3
+    batches = list(devices.batches(enumerate(states)))
+    assert [len(batch) for batch in batches] == [32, 9, 1, 3]
+    assert [pair for batch in batches for pair in batch] == list(enumerate(states))
 
 
 @given(st.binary(max_size=200))

@@ -88,8 +88,11 @@ def test_any_payload_parses_or_is_refused(kind: int, payload: bytes) -> None:
     assert isinstance(message, wire.Message)
 
 
-def test_an_oversized_payload_is_refused_before_it_is_read() -> None:
-    header = wire.HEADER.pack(wire.MAGIC, wire.Frames.kind, wire.MAX_PAYLOAD + 1, 0)
+@pytest.mark.parametrize("kind", [wire.Frames, wire.Device])
+def test_an_oversized_payload_is_refused_before_it_is_read(kind: type[wire.Message]) -> None:
+    most = wire.MAX_DEVICE if kind is wire.Device else wire.MAX_PAYLOAD
+    assert wire.parse_header(wire.HEADER.pack(wire.MAGIC, kind.kind, most, 0)).length == most
+    header = wire.HEADER.pack(wire.MAGIC, kind.kind, most + 1, 0)
     with pytest.raises(ProtocolError, match="over"):
         wire.parse_header(header)
 
