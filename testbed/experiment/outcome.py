@@ -273,6 +273,7 @@ def _rows(client: str, probe: Mapping[str, Any], vm_of: Mapping[str, str]) -> li
             retransmits=int((member or probe).get("retransmits") or 0),
             broken=None if member is None else member.get("broken"),
             vm=vm_of[probe["address"]],
+            asked_late_ms=_ms(probe["latest_ns"]),
             **_known(member if member is not None else probe),
         )
         for member in members

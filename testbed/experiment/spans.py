@@ -16,7 +16,7 @@ from testbed.measure.result import Clients, Connection
 _STATE = ("connections",)
 """Numbers that are no counts: how many there are now."""
 _ROW_COUNTS = ("requests", "retransmits", "lost", "duplicated", "reordered")
-_ROW_WAITS = ("longest_wait_ms", "baseline_wait_ms")
+_ROW_WAITS = ("longest_wait_ms", "baseline_wait_ms", "asked_late_ms")
 
 
 def span(before: Clients | None, now: Clients) -> Clients:

@@ -165,6 +165,9 @@ class Connection(_Model):
     service had them) and `one_way_back_ms`, and how many were `lost`, came twice (`duplicated`) or after a
     later one (`reordered`). Of a bulk transfer: its `rate_mbit`, and `stalled_ms`, the longest time without a
     byte. Of HTTP: how often each `statuses` came.
+
+    `asked_late_ms` is how late the probe itself was at most to send what was due, since it began, because
+    this machine did not let it run. Of a guest that paused meanwhile it can have seen less than there was.
     """
 
     client: str
@@ -185,6 +188,7 @@ class Connection(_Model):
     rate_mbit: Rate | None = None
     stalled_ms: float | None = None
     statuses: dict[str, int] | None = None
+    asked_late_ms: float | None = None
 
 
 class Clients(_Model):

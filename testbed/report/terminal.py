@@ -5,7 +5,7 @@ Everything goes to the console that is given, which is standard error where stan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -243,6 +243,20 @@ def _show_clients(console: Console, result: Result) -> None:
         )
     console.print()
     console.print(table)
+    for line in _kept_from_asking(result.clients.each):
+        _print_hanging(console, Text(line, style="yellow"))
+
+
+def _kept_from_asking(rows: Sequence[Connection]) -> Iterator[str]:
+    """A line for each client that may have slept through more than it has seen."""
+    for client in sorted({row.client for row in rows}):
+        of_client = [row for row in rows if row.client == client]
+        late_ms = max(row.asked_late_ms or 0.0 for row in of_client)
+        if late_ms > max(row.longest_wait_ms or 0.0 for row in of_client):
+            yield (
+                f"{client} asked up to {format_ms(late_ms)} late, for this machine was busy: it may have "
+                f"missed a wait of that length"
+            )
 
 
 def _show_counts(console: Console, result: Result) -> None:

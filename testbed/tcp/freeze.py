@@ -58,10 +58,8 @@ def freeze(sock: socket.socket) -> ConnectionState:
         kernel.set_window(sock, window._replace(snd_wnd=0))
         return _read(sock, options, info, window)
     except OSError as error:
-        if window is not None:
-            _open_window(sock, window)
         if kernel.in_repair(sock):
-            _leave(sock, options)
+            _leave(sock, options, window)
         raise FreezeError(error.errno, f"cannot freeze {sock!r}: {error.strerror}") from error
 
 
@@ -74,12 +72,8 @@ def unchanged(sock: socket.socket, state: ConnectionState) -> bool:
 def unfreeze(sock: socket.socket, state: ConnectionState) -> None:
     """Let a frozen socket go on here as if nothing had happened. Its timers ran on; nothing extra is sent,
     but what had to wait is."""
-    if state.state == CLOSE:
-        return
-    _open_window(sock, kernel.RepairWindow._make(state.window))
-    _leave(sock, state.options)
-    if not state.options.cork:
-        sock.setsockopt(kernel.SOL_TCP, kernel.TCP_CORK, 0)  # pushes (net/ipv4/tcp.c, __tcp_sock_set_cork)
+    if state.state != CLOSE:
+        _leave(sock, state.options, kernel.RepairWindow._make(state.window))
 
 
 def freeze_listener(sock: socket.socket) -> ListenerState:
@@ -106,13 +100,6 @@ def freeze_listener(sock: socket.socket) -> ListenerState:
 
 _DEFAULT_SEGMENT = 536
 """TCP_MSS_DEFAULT, RFC 9293 section 3.7.1."""
-
-
-def _open_window(sock: socket.socket, before: kernel.RepairWindow) -> None:
-    """Give the peer's window back, unless the peer was heard since and has said it anew."""
-    now = kernel.window(sock)
-    if now.snd_wnd == 0:
-        kernel.set_window(sock, now._replace(snd_wnd=before.snd_wnd))
 
 
 def _read(
@@ -178,9 +165,16 @@ def _freeze_closed(sock: socket.socket, options: SocketOptions, info: kernel.Tcp
     )  # fmt: skip
 
 
-def _leave(sock: socket.socket, options: SocketOptions) -> None:
+def _leave(sock: socket.socket, options: SocketOptions, before: kernel.RepairWindow | None) -> None:
+    """Out of repair mode, with the peer's window as it was `before`, unless the peer has said it anew."""
+    if before is not None:
+        now = kernel.window(sock)
+        if now.snd_wnd == 0:
+            kernel.set_window(sock, now._replace(snd_wnd=before.snd_wnd))
     kernel.repair_off(sock, probe=False)
     apply_reuse(sock, options)
+    if not options.cork:
+        sock.setsockopt(kernel.SOL_TCP, kernel.TCP_CORK, 0)  # pushes (net/ipv4/tcp.c, __tcp_sock_set_cork)
 
 
 def _endpoint(family: int, name: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:

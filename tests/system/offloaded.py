@@ -7,8 +7,8 @@ from collections import Counter
 from contextlib import ExitStack
 
 from netns.namespace import Namespace
+from netns.packet import UDP_SEGMENT
 
-_UDP_SEGMENT = 103  # <linux/udp.h>
 _SEGMENT_BYTES = 100
 """So small that the receiver's buffer holds all of them."""
 _SILENCE_S = 2.0
@@ -28,7 +28,7 @@ def segments_that_arrive(
         into.settimeout(_SILENCE_S)
         out = stack.enter_context(source.socket(socket.AF_INET, socket.SOCK_DGRAM))
         out.connect(into.getsockname())
-        out.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_BYTES)
+        out.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_BYTES)
         while _heard(into) is None:  # until the neighbour is known
             out.send(bytes([_FIRST]) * _SEGMENT_BYTES)
         for number in range(frames):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -159,6 +160,19 @@ def test_turns_missed_are_skipped_and_counted_not_made_up_for() -> None:
     assert seen["skipped"] >= 4 * 40
     turns = 4 * ((summary["ended_ns"] - summary["begun_ns"]) // MS + 1)
     assert seen["requests"] + seen["skipped"] <= turns
+
+
+@pytest.mark.parametrize("probe", [CLOSED, OPEN, CHURN], ids=lambda probe: str(probe["kind"]))
+def test_a_client_that_could_not_run_says_how_late_it_asked(probe: dict[str, Any]) -> None:
+    """What the guest did meanwhile it cannot know."""
+    with running(probe) as run:
+        run.go_on(100)
+        signal.pidfd_send_signal(run.process.pidfd, signal.SIGSTOP)
+        time.sleep(0.1)
+        signal.pidfd_send_signal(run.process.pidfd, signal.SIGCONT)
+        run.go_on(100)
+        (seen,) = run.control.stop()["probes"]
+    assert seen["latest_ns"] >= 90 * MS
 
 
 def test_a_report_while_the_server_pauses_leaves_the_wait_to_the_next() -> None:

@@ -24,10 +24,13 @@ SMALL = (
     *("--with", "working-set=4MiB,baseline=200ms,clients=2,churn=20,stream-rate=50"),
 )
 LONG_BLACKOUT = (
-    *("--ram", "256MiB", "--connections", "8"),
+    *("--ram", "64MiB", "--bandwidth", "6gbit", "--connections", "8"),
     *("--with", "mode=stop-and-copy,fill=0.8,interval=60ms,stream-rate=0,churn=0"),
 )
-"""Longer than half the clients' interval: some ask within it, and of those nothing else is on the way."""
+"""Longer than half the clients' interval: some ask within it, and of those nothing else is on the way. The
+wire makes it long: two agents that copy as fast as they can, and are urgent, would leave clients no processor
+to ask on where other labs run beside this one.
+"""
 RTO_FLOOR_MS = 200  # TCP_RTO_MIN, include/net/tcp.h
 
 
@@ -81,16 +84,13 @@ def test_live_and_stop_and_copy_take_turns_and_each_run_keeps_its_result(tmp_pat
 
 @pytest.mark.slow
 def test_frames_that_are_not_held_cost_a_retransmission(tmp_path: Path) -> None:
-    """The negative control: holding off against holding on shows the 200 ms of TCP's shortest timeout. On a
-    busy machine all clients may sleep through one blackout, and then there is nothing to lose.
-    """
+    """The negative control: holding off against holding on shows the 200 ms of TCP's shortest timeout."""
     found = compared(tmp_path, "hold=yes", "hold=no", *LONG_BLACKOUT, "--repeats", "2")
     held, lost = (one["figures"] for one in found["variants"])
-    waited = [wait >= RTO_FLOOR_MS for wait in lost["longest_wait_ms"]["values"]]
-    assert any(waited)
-    assert [count > 0 for count in lost["retransmits"]["values"]] == waited
+    assert min(lost["longest_wait_ms"]["values"]) >= RTO_FLOOR_MS
+    assert lost["retransmits"]["low"] > 0
     assert {one["figures"]["broken"]["high"] for one in found["variants"]} == {0}
-    if all(waited) and held["blackout_ms"]["high"] < RTO_FLOOR_MS / 2:  # else clients send held bytes again
+    if held["blackout_ms"]["high"] < RTO_FLOOR_MS / 2:  # else clients send again what is merely held
         waits = difference(found, "longest_wait_ms")
         assert waits["sentence"].startswith("hold=yes's clients' longest wait is ")
         assert waits["chance"] == pytest.approx(1 / 3)  # wholly apart; two runs a side can tell no more

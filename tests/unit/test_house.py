@@ -133,7 +133,7 @@ SLEEPS = {
     "tests/system/faulty_datagrams.py": "being late is the fault that it makes",
     "tests/system/faulty_server.py": "being late is the fault that it makes",
     "tests/system/tcp_moves.py": "looks again, with a deadline, for a state that no descriptor tells",
-    "tests/system/test_clients.py": "looks again, with a deadline, for a state that no descriptor tells",
+    "tests/system/test_clients.py": "looks again, with a deadline, for a state; keeps a client from running",
     "tests/system/test_tcp_handover.py": "gives a timer of the kernel's its time: it is to send nothing",
 }
 """Where `time.sleep` is allowed, and why. Everywhere else one waits on a descriptor or a pidfd."""

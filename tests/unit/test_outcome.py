@@ -142,7 +142,7 @@ def summary(during: list[int | None], quiet: list[int | None], **probe: Any) -> 
         "requests": 5, "longest_at_ns": 1, "during_ns": during, "quiet_ns": quiet, "retransmits": 0,
         "broken": None,
     }  # fmt: skip
-    counts = {"requests": 5, "connections": 1, "kind": "closed-loop", "address": "10.7.0.10"}
+    counts = {"requests": 5, "connections": 1, "latest_ns": 0, "kind": "closed-loop", "address": "10.7.0.10"}
     return {"probes": [counts | {"per_connection": [member], "during": [], "quiet": []} | probe]}
 
 

@@ -55,4 +55,6 @@ def test_spans_together_are_the_whole() -> None:
     assert [one.broken for one in whole.each] == [None, "reset"]
     assert whole.each[0].lost == 4
     assert whole.gap_ms.max == 7.0
+    late = [clients(row(1, 2.0, asked_late_ms=late_ms)) for late_ms in (3.0, 9.0, 4.0)]
+    assert together(late).each[0].asked_late_ms == 9.0
     assert together([together([FIRST, span(FIRST, SECOND)]), span(SECOND, THIRD)]) == whole
