@@ -31,9 +31,10 @@ LONG_BLACKOUT = {
     "churn_per_s": 0,
 }
 """A blackout that is longer than half the clients' interval, and they take two turns in each: some ask within
-it, and then have nothing else on the way that would tell them of a loss. (With a short interval all have asked
-before the cut, as the guest is slow to answer then, and their requests move along unread in their sockets. In
-emulation the guest is slow for 30 ms.) The wire makes it long, so that clients have a processor to ask on.
+it, and then have nothing else on the way that would tell them of a loss. (With a short interval all have
+asked before the cut, as the guest is slow to answer then, and their requests move along unread in their
+sockets. In emulation the guest is slow for 30 ms.) The wire makes it long, so that clients have a processor
+to ask on.
 """
 
 
