@@ -54,7 +54,8 @@ def start_observer(
 
 
 def main(argument: dict[str, Any], _fds: Sequence[int]) -> int:
-    """Entry for the fork server, with the argument of :func:`start_observer`. Runs until it is ended."""
+    """Entry for the fork server, with the argument of :func:`start_observer`. Runs until it is
+    ended, or whoever records has gone."""
     urgency = Urgency()
     urgency.raise_for([0])
     with ExitStack() as stack:
@@ -78,7 +79,7 @@ def main(argument: dict[str, Any], _fds: Sequence[int]) -> int:
 
 
 def _observe(observation: Observation, trace: Trace) -> None:
-    """Read at once, tell in quiet moments."""
+    """Read at once, tell in quiet moments; until nobody records any more."""
     last_told_s = time.monotonic()
     while True:
         quiet_s = QUIET_S if trace.pending else None
@@ -86,7 +87,8 @@ def _observe(observation: Observation, trace: Trace) -> None:
             trace.pending += observation.take()
             if time.monotonic() < last_told_s + LONGEST_S:
                 continue
-        trace.flush()
+        if not trace.flush():
+            return
         last_told_s = time.monotonic()
 
 

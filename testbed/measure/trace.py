@@ -19,8 +19,8 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ READ_BYTES = 1 << 18
 OFFER_BYTES = 16 << 10
 BEAT = "beat"
 """The event that only whoever watches needs: a recorder gives it on and does not keep it."""
+
+_GONE = (BrokenPipeError, ConnectionResetError)
 
 
 class Trace:
@@ -66,15 +68,21 @@ class Trace:
             raise
         self.event("end", phase=phase)
 
-    def flush(self) -> None:
-        """Send what has gathered. Blocks while the recorder's buffer is full, some hundred events that nobody
-        has read; never call it in the blackout.
+    def flush(self) -> bool:
+        """Send what has gathered; whether there is somebody who records. Blocks while the recorder's buffer is
+        full, some hundred events that nobody has read; never call it in the blackout.
+
+        That whoever records has gone is no error: the lab goes with it, and what is under way, as a migration,
+        is not to break off in the middle of a step because nobody writes it down.
         """
-        if self._socket is None or not self.pending:
-            return
+        if self._socket is None:
+            return False
         pending, self.pending = self.pending, []
-        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in pending]
-        self._socket.sendall("".join(lines).encode())
+        try:
+            self._socket.sendall(_lines(pending))
+        except _GONE:
+            self._let_go()
+        return self._socket is not None
 
     def offer(self) -> bool:
         """Send what has gathered if the recorder's buffer takes it now; whether it did. Never waits.
@@ -82,25 +90,33 @@ class Trace:
         What comes to some kilobytes goes as one piece or not at all, for the kernel's buffers are larger than
         that; more than that is left to :meth:`flush`.
         """
-        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in self.pending]
-        data = "".join(lines).encode()
+        data = _lines(self.pending)
         if self._socket is None or len(data) > OFFER_BYTES:
             return False
         try:
             sent = self._socket.send(data, socket.MSG_DONTWAIT)
+            self.pending.clear()
+            self._socket.sendall(data[sent:])
         except BlockingIOError:
             return False
-        self.pending.clear()
-        if sent < len(data):
-            self._socket.sendall(data[sent:])
+        except _GONE:
+            self._let_go()
+            return False
         return True
 
     def close(self) -> None:
         """Send what has gathered, if there is still somebody who records."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.flush()
+        self.flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
+
+
+def _lines(events: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events).encode()
 
 
 class Recorder:

@@ -172,3 +172,19 @@ def test_the_observer_tells_the_recorder_what_it_reads(tmp_path: Path) -> None:
             recorder.receive()
     assert recorder.events[0]["event"] == "observation-begins"
     recorder.close()
+
+
+def test_an_observer_for_whom_nobody_records_any_more_ends_and_complains_of_nothing(tmp_path: Path) -> None:
+    """As when whoever runs the lab is killed: what the log says then would be read as a fault of the run."""
+    stage.make_network()
+    recorder = Recorder(tmp_path / "recorder")
+    observer = start_observer(
+        clients=CLIENTS, bridges=BRIDGES, guests={"vm1": stage.EITHER_MAC}, recorder=tmp_path / "recorder",
+        log=tmp_path / "log",
+    )  # fmt: skip
+    with observer:
+        observer.wait_ready(DEADLINE_S)
+        recorder.close()
+        replace_entry("client", stage.MAC)
+        assert observer.wait(DEADLINE_S) == 0
+    assert (tmp_path / "log").read_text() == ""

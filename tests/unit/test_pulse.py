@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,20 @@ def test_more_than_an_offer_can_be_is_left_to_a_flush(tmp_path: Path) -> None:
         trace.flush()
         assert len(recorder.receive()) == 1
         trace.close()
+
+
+@pytest.mark.parametrize("send", [Trace.flush, Trace.offer])
+def test_that_nobody_records_any_more_is_told_and_is_no_error(
+    tmp_path: Path, send: Callable[[Trace], bool]
+) -> None:
+    with closing(Recorder(tmp_path / "recorder")):
+        trace = Trace("client1", tmp_path / "recorder")
+        trace.event("beat", number=1)
+        assert send(trace)
+    for number in (2, 3):
+        trace.event("beat", number=number)
+        assert not send(trace)
+    trace.close()
 
 
 def test_without_a_recorder_an_offer_is_not_taken() -> None:
