@@ -19,7 +19,7 @@ from testbed.clients.control import ControlError as ClientControlError
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab.lab import Lab
-from testbed.lab.migrations import Move
+from testbed.lab.migrations import Move, Moved
 from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
@@ -85,21 +85,21 @@ class Sweep:
 
     def _cell(self, fault: Fault, begun: float) -> Cell:
         wrong: list[str] = []
-        outcome, reason, clean = "failed", "", False
+        outcome, reason, spoilt = "failed", "", "not reached"
         owners: tuple[str, ...] = ()
         counts = dict.fromkeys((*_BROKEN, *_LOST), 0)
         try:
             lab = self._lab or self._new_lab()
             outcome, owners, reason = self._make(lab, fault)
-            clean = self._migrate_clean(lab)
+            spoilt = self._migrate_once_more(lab)
             lab.watch(AFTER_S, _nothing)
             counts = self._last_counts(lab) if outcome == "restarted" else self._new_counts(lab)
-            wrong = judge(fault, outcome, owners, counts, clean)
+            wrong = judge(fault, outcome, owners, counts, spoilt)
         except (CommandFailed, ControlError, ClientFailed, ClientControlError, OSError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         broken, lost = (sum(counts[name] for name in names) for names in (_BROKEN, _LOST))
         duration_s = round(time.monotonic() - begun, 2)
-        return Cell(str(fault), outcome, owners, broken, lost, clean, duration_s, tuple(wrong), reason)
+        return Cell(str(fault), outcome, owners, broken, lost, not spoilt, duration_s, tuple(wrong), reason)
 
     def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...], str]:
         """One migration with the fault: what came of it, who has the guest, and what the agents said."""
@@ -109,8 +109,7 @@ class Sweep:
             moved = lab.migrate_by_another(move, _nothing, MIGRATION_DEADLINE_S, self._import_path)
         else:
             (moved,) = lab.migrate([move], _nothing, MIGRATION_DEADLINE_S, self._import_path)
-        answers = (moved.source_answer, moved.target_answer)
-        reason = "; ".join(str(one["error"]) for one in answers if "error" in one)
+        reason = _errors(moved)
         found = lab.settle(lab.vm, MIGRATION_DEADLINE_S)
         owners = tuple(host for host, status in found.items() if status["guest"] == "running")
         if not owners:
@@ -118,10 +117,13 @@ class Sweep:
             return "restarted", owners, reason
         return "rolled-back" if lab.vm.owner == source else "completed", owners, reason
 
-    def _migrate_clean(self, lab: Lab) -> bool:
+    def _migrate_once_more(self, lab: Lab) -> str:
+        """A migration without a fault: what was wrong with it, empty if nothing was."""
         move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner())
         (moved,) = lab.migrate([move], _nothing, MIGRATION_DEADLINE_S, self._import_path)
-        return not moved.failed and bool(moved.source_answer["audited"])
+        if moved.failed:
+            return _errors(moved)
+        return "" if moved.source_answer["audited"] else f"not verified: {moved.source_answer}"
 
     def _new_counts(self, lab: Lab) -> dict[str, int]:
         """What the clients have counted since the last time. Ledgers have read every key back meanwhile."""
@@ -157,9 +159,9 @@ class Sweep:
 
 
 def judge(
-    fault: Fault, outcome: str, owners: Sequence[str], counts: Mapping[str, int], clean: bool
+    fault: Fault, outcome: str, owners: Sequence[str], counts: Mapping[str, int], spoilt: str
 ) -> list[str]:
-    """What of a cell is not as it must be. Pure."""
+    """What of a cell is not as it must be; `spoilt` says what was wrong with the migration after it. Pure."""
     wrong = []
     if len(owners) > 1:
         wrong.append(f"runs on {' and '.join(owners)}")
@@ -169,9 +171,15 @@ def judge(
         wrong += [f"{name} {counts[name]}" for name in _BROKEN if counts.get(name)]
     allowed = ("bytes_lost",) if outcome == "restarted" else ()  # replies that a dead guest owed
     wrong += [f"{name} {counts[name]}" for name in _LOST if counts.get(name) and name not in allowed]
-    if not clean:
-        wrong.append("the next migration was not clean")
+    if spoilt:
+        wrong.append(f"the next migration was not clean: {spoilt}")
     return wrong
+
+
+def _errors(moved: Moved) -> str:
+    """What the agents said of a migration that failed."""
+    answers = (moved.source_answer, moved.target_answer)
+    return "; ".join(str(one["error"]) for one in answers if "error" in one)
 
 
 def counted(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

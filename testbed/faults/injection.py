@@ -57,7 +57,7 @@ class Tracer(Protocol):
 
     def event(self, event: str, *, t_ns: int | None = None, **fields: Any) -> int: ...
     def phase(self, phase: str) -> AbstractContextManager[None]: ...
-    def flush(self) -> None: ...
+    def flush(self) -> bool: ...
 
 
 class Victim(Protocol):
@@ -98,8 +98,8 @@ class FaultyTrace:
     def event(self, event: str, *, t_ns: int | None = None, **fields: Any) -> int:
         return self._trace.event(event, t_ns=t_ns, **fields)
 
-    def flush(self) -> None:
-        self._trace.flush()
+    def flush(self) -> bool:
+        return self._trace.flush()
 
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:

@@ -69,11 +69,11 @@ class Trace:
         self.event("end", phase=phase)
 
     def flush(self) -> bool:
-        """Send what has gathered; whether there is somebody who records. Blocks while the recorder's buffer is
-        full, some hundred events that nobody has read; never call it in the blackout.
+        """Send what has gathered; whether there is somebody who records. Blocks while the recorder's buffer
+        is full, some hundred events that nobody has read; never call it in the blackout.
 
-        That whoever records has gone is no error: the lab goes with it, and what is under way, as a migration,
-        is not to break off in the middle of a step because nobody writes it down.
+        That whoever records has gone is no error: the lab goes with it, and what is under way, as a
+        migration, is not to break off in the middle of a step because nobody writes it down.
         """
         if self._socket is None:
             return False

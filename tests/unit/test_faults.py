@@ -48,25 +48,25 @@ def test_each_fault_has_a_side_and_a_guest_dies_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "owners", "counts", "clean", "wrong"),
+    ("outcome", "owners", "counts", "spoilt", "wrong"),
     [
-        ("completed", ["host-b"], NOTHING, True, ""),
-        ("completed", ["host-a", "host-b"], NOTHING, True, "runs on host-a and host-b"),
-        ("restarted", [], NOTHING, True, "runs nowhere"),
-        ("completed", ["host-b"], {"broken": 2}, True, "broken 2"),
-        ("completed", ["host-b"], {"writes_lost": 1}, True, "writes_lost 1"),
-        ("completed", ["host-b"], NOTHING, False, "the next migration was not clean"),
+        ("completed", ["host-b"], NOTHING, "", ""),
+        ("completed", ["host-a", "host-b"], NOTHING, "", "runs on host-a and host-b"),
+        ("restarted", [], NOTHING, "", "runs nowhere"),
+        ("completed", ["host-b"], {"broken": 2}, "", "broken 2"),
+        ("completed", ["host-b"], {"writes_lost": 1}, "", "writes_lost 1"),
+        ("completed", ["host-b"], NOTHING, "peer lost", "the next migration was not clean: peer lost"),
     ],
 )
 def test_what_is_wrong_with_a_cell(
-    outcome: str, owners: list[str], counts: dict[str, int], clean: bool, wrong: str
+    outcome: str, owners: list[str], counts: dict[str, int], spoilt: str, wrong: str
 ) -> None:
-    assert "; ".join(judge(FAULT, outcome, owners, counts, clean)) == wrong
+    assert "; ".join(judge(FAULT, outcome, owners, counts, spoilt)) == wrong
 
 
 def test_a_dead_guests_clients_may_be_cut_off_and_its_acknowledged_writes_may_not_be_lost() -> None:
-    assert judge(DEATH, "restarted", [], {"broken": 9, "resets": 9, "bytes_lost": 64}, True) == []
-    assert judge(DEATH, "restarted", [], {"writes_lost": 1}, True) == ["writes_lost 1"]
+    assert judge(DEATH, "restarted", [], {"broken": 9, "resets": 9, "bytes_lost": 64}, "") == []
+    assert judge(DEATH, "restarted", [], {"writes_lost": 1}, "") == ["writes_lost 1"]
 
 
 def test_counts_of_all_probes_are_summed() -> None:
