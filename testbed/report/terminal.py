@@ -5,7 +5,7 @@ Everything goes to the console that is given, which is standard error where stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.measure.result import Connection, Instrument, Predicted, Result, Span
+from testbed.report.waits import Asked, missed
 from testbed.scenario.units import format_ms, format_rate, format_size
 
 PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
@@ -243,20 +244,9 @@ def _show_clients(console: Console, result: Result) -> None:
         )
     console.print()
     console.print(table)
-    for line in _kept_from_asking(result.clients.each):
+    asked = (Asked(row.client, row.longest_wait_ms, row.asked_late_ms) for row in result.clients.each)
+    for line in missed(asked):
         _print_hanging(console, Text(line, style="yellow"))
-
-
-def _kept_from_asking(rows: Sequence[Connection]) -> Iterator[str]:
-    """A line for each client that may have slept through more than it has seen."""
-    for client in sorted({row.client for row in rows}):
-        of_client = [row for row in rows if row.client == client]
-        late_ms = max(row.asked_late_ms or 0.0 for row in of_client)
-        if late_ms > max(row.longest_wait_ms or 0.0 for row in of_client):
-            yield (
-                f"{client} asked up to {format_ms(late_ms)} late, for this machine was busy: it may have "
-                f"missed a wait of that length"
-            )
 
 
 def _show_counts(console: Console, result: Result) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from testbed.report.waits import Asked, missed
 from testbed.scenario.units import format_ms, format_rate, format_size, parse_size
 
 Told = Mapping[str, Any]
@@ -121,7 +122,7 @@ def verdict(result: Told | None) -> tuple[str, bool | None]:
         first = ""
     losses = _losses(clients)
     kept = f"{losses}." if losses else "No connection broke and no byte was lost."
-    text = " ".join(one for one in (first, kept, _wait(clients)) if one)
+    text = " ".join(one for one in (first, kept, _wait(clients), *_missed(clients)) if one)
     if outcome == "rolled-back" and {str(one.get("name")) for one in failed} <= {"migrated", "verified"}:
         return text, None
     return text, not failed and outcome == "completed"
@@ -155,6 +156,14 @@ def _wait(clients: Told) -> str:
         f"The longest that a client waited was {format_ms(longest)}; without a migration it is "
         f"{format_ms(normally)}."
     )
+
+
+def _missed(clients: Told) -> Iterator[str]:
+    rows = (
+        Asked(str(row.get("client")), row.get("longest_wait_ms"), row.get("asked_late_ms"))
+        for row in dicts(clients.get("each"))
+    )
+    return (f"{line[0].upper()}{line[1:]}." for line in missed(rows))
 
 
 def waits(clients: Told) -> tuple[float | None, float | None]:
