@@ -11,6 +11,7 @@ from testbed.experiment.foresight import Foresight
 from testbed.lab.lab import Lab
 from testbed.migration.overheads import Overheads
 from testbed.scenario.model import Scenario
+from testbed.scenario.units import format_count
 
 if TYPE_CHECKING:
     from testbed.experiment.course import Witness
@@ -42,8 +43,8 @@ def foreseen_in_a_lab(
     with Lab(scenario, folder, witness.say) as lab:
         witness.say(f"guest: {lab.vm.vm.guest_program} on {lab.vm.owner}")
         lab.boot(import_path)
-        connections = lab.start_clients()
-        witness.say(f"clients: {connections} connections; the guest is watched under their load")
+        connections = format_count(lab.start_clients(), "connection")
+        witness.say(f"clients: {connections}; the guest is watched under their load")
         foresight = foresee(lab, overheads, witness.event)[lab.vm.name]
         lab.stop_clients([])
     return foresight

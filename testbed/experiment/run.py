@@ -41,6 +41,7 @@ from testbed.scenario.from_options import scenario_of
 from testbed.scenario.model import Scenario
 from testbed.scenario.options import Options
 from testbed.scenario.pcap import Pcap
+from testbed.scenario.units import format_count
 
 __all__ = [
     "Found",
@@ -198,10 +199,10 @@ def _begin_service(lab: Lab, witness: Witness, beat_ms: int) -> None:
     if lab.links.are_conditioned:
         witness.say("links: measured under their conditions")
         lab.links.sound()
-    connections = lab.start_clients(beat_ms)
+    connections = format_count(lab.start_clients(beat_ms), "connection")
     lab.start_client_programs("baseline")
     baseline_s = lab.scenario.baseline_ns / 1e9
-    witness.say(f"clients: {connections} connections; {baseline_s:g} s of normal service first")
+    witness.say(f"clients: {connections}; {baseline_s:g} s of normal service first")
 
 
 def _by_name(usage: Sequence[Usage]) -> dict[str, dict[str, int]]:

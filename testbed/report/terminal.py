@@ -5,16 +5,16 @@ Everything goes to the console that is given, which is standard error where stan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from testbed.measure.result import Connection, Instrument, Predicted, Result, Span
+from testbed.measure.result import Connection, Instrument, Predicted, Ram, Result, Span
 from testbed.report.waits import Asked, missed
-from testbed.scenario.units import format_ms, format_rate, format_size
+from testbed.scenario.units import format_count, format_ms, format_rate, format_size
 
 PART_STYLES = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
 BAR_WIDTH = 56
@@ -201,10 +201,10 @@ def _show_migrations(console: Console, result: Result) -> None:
 
 def _show_blackout(console: Console, result: Result) -> None:
     assert result.blackout_ms is not None
-    worst = " (the longest)" if len(result.migrations) > 1 else ""
+    rounds = format_count(len(result.rounds), "round")
     console.print(
-        Text(f"\n  {len(result.rounds)} rounds, then a blackout of ").append(
-            f"{format_ms(result.blackout_ms)}{worst}", style="bold"
+        Text(f"\n  {rounds}, then a blackout of ").append(
+            f"{format_ms(result.blackout_ms)}{_of_which(result)}", style="bold"
         )
     )
     bar, legend = Text("  "), Table.grid(padding=(0, 2))
@@ -217,6 +217,36 @@ def _show_blackout(console: Console, result: Result) -> None:
         legend.add_row(*cells[start : start + 4])
     console.print(bar)
     console.print(legend)
+
+
+def _of_which(result: Result) -> str:
+    """Whose blackout stands for all, where there are several."""
+    if len(result.migrations) < 2:
+        return ""
+    if len({one.vm for one in result.migrations}) < 2:
+        return " (the longest)"
+    longest = max(result.migrations, key=lambda one: one.blackout_ms or 0.0)
+    return f" (the longest, {longest.vm}'s)"
+
+
+def _ram_lines(result: Result) -> Iterator[str]:
+    """What crossed the wire, a line for each guest."""
+    of_guest: dict[str, list[Ram]] = {}
+    for one in result.migrations:
+        of_guest.setdefault(one.vm, []).append(one.ram)
+    for vm, moved in (of_guest or {"": [result.ram]}).items():
+        whose = f" of {vm}" if len(of_guest) > 1 else ""
+        crossed = sum(one.transferred_bytes for one in moved)
+        times = f" in {len(moved)} migrations" if len(moved) > 1 else ""
+        yield f"RAM{whose} {format_size(moved[0].bytes)}, {format_size(crossed)} crossed the wire{times}"
+
+
+def _foretold_lines(result: Result) -> Iterator[str]:
+    """What was said of each guest's last migration before it began."""
+    last = {one.vm: one.predicted for one in result.migrations}
+    for vm, foretold in last.items():
+        if foretold is not None:
+            yield f"foretold{f' of {vm}' if len(last) > 1 else ''}: {foretold_line(foretold)}"
 
 
 def _short(ms: float) -> str:
@@ -250,7 +280,7 @@ def _show_clients(console: Console, result: Result) -> None:
 
 
 def _show_counts(console: Console, result: Result) -> None:
-    clients, network, ram = result.clients, result.network, result.ram
+    clients, network = result.clients, result.network
     gap = "" if result.network_gap_ms is None else f"silence on the wire {format_ms(result.network_gap_ms)}, "
     relearned = network.switch_relearned_ms
     learned = "" if relearned is None else f"; the switch relearned after {format_ms(relearned)}"
@@ -262,8 +292,8 @@ def _show_counts(console: Console, result: Result) -> None:
         f"{gap}frames held {network.frames_held}, released {network.frames_released}, "
         f"dropped {network.frames_dropped}",
         f"announcements sent {network.announcements_sent}, seen {network.announcements_seen}{learned}",
-        f"RAM {format_size(ram.bytes)}, {format_size(ram.transferred_bytes)} crossed the wire",
-        *(f"foretold: {foretold_line(one.predicted)}" for one in result.migrations[-1:] if one.predicted),
+        *_ram_lines(result),
+        *_foretold_lines(result),
     ]
     if any(one.probe == "ledger" for one in clients.each):
         lines.insert(

@@ -96,3 +96,8 @@ def _write(value: int, units: Mapping[str, int]) -> str:
 def format_duration_left(seconds: float) -> str:
     """For people who wait: whole seconds, from two minutes on whole minutes."""
     return f"{round(seconds / 60)} min" if seconds >= 120 else f"{round(seconds)} s"
+
+
+def format_count(count: int, one: str, many: str = "") -> str:
+    """``1 reset``, ``3 resets``; `many` where an s does not do."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

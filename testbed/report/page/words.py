@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from testbed.report.waits import Asked, missed
-from testbed.scenario.units import format_ms, format_rate, format_size, parse_size
+from testbed.scenario.units import format_count, format_ms, format_rate, format_size, parse_size
 
 Told = Mapping[str, Any]
 
@@ -132,13 +132,13 @@ def _losses(clients: Told) -> str:
     """What clients lost; empty where they lost nothing."""
     damaged = sum(int(clients.get(key) or 0) for key in ("bytes_lost", "bytes_duplicated", "bytes_corrupted"))
     found = [
-        counted(int(clients.get("broken") or 0), "connection broke", "connections broke"),
-        counted(int(clients.get("resets") or 0), "reset", "resets"),
-        counted(int(clients.get("failed_connects") or 0), "failed connect", "failed connects"),
-        counted(damaged, "byte lost, doubled or altered", "bytes lost, doubled or altered"),
-        counted(int(clients.get("writes_lost") or 0), "acknowledged write lost", "acknowledged writes lost"),
+        (clients.get("broken"), "connection broke", "connections broke"),
+        (clients.get("resets"), "reset", ""),
+        (clients.get("failed_connects"), "failed connect", ""),
+        (damaged, "byte lost, doubled or altered", "bytes lost, doubled or altered"),
+        (clients.get("writes_lost"), "acknowledged write lost", "acknowledged writes lost"),
     ]
-    return ", ".join(one for one in found if one)
+    return ", ".join(format_count(int(count), one, many) for count, one, many in found if count)
 
 
 def _wait(clients: Told) -> str:
@@ -169,11 +169,6 @@ def _missed(clients: Told) -> Iterator[str]:
 def waits(clients: Told) -> tuple[float | None, float | None]:
     """The longest wait of any client during migrations, and without one (ms)."""
     return (clients.get("gap_ms") or {}).get("max"), (clients.get("baseline_gap_ms") or {}).get("max")
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """``1 reset``, ``3 resets``; empty for none."""
-    return "" if not count else f"{count:,} {one if count == 1 else many}"
 
 
 def check(told: Told) -> tuple[str, str]:
