@@ -111,8 +111,20 @@ def _what_is_wrong(error: Any) -> str:
     """What is wrong with a command line, and where to read what is allowed."""
     what = error.format_message().rstrip(".")
     context = error.ctx
-    if context is None:
-        return f"{what}; see testbed --help"
+    if context is None:  # as for an option without its value
+        return f"{what}; see {_command_path(sys.argv[1:])} --help"
     if hasattr(context.command, "list_commands"):
         return f"{what}: use {', '.join(context.command.list_commands(context))}"
     return f"{what}; see {context.command_path} --help"
+
+
+def _command_path(words: Sequence[str]) -> str:
+    """The command that a line begins with, subcommand and all."""
+    path = ["testbed"]
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        path.append(word)
+    return " ".join(path)

@@ -184,6 +184,8 @@ def assert_one_line(ended: Ended, status: int, *words: str) -> None:
         # captures
         ("demo --pcap client9", ("--pcap", "client9", "client1, client2, client3, host-a", "migration")),
         ("migrate --pcap --pcap-snap 1B", ("--pcap-snap", "1B", "64 B")),
+        ("migrate --ram", ("--ram", "requires an argument", "see testbed migrate --help")),
+        ("link set --name", ("--name", "see testbed link set --help")),
         # names
         ("migrate --name ../up", ("--name", "../up", "slash")),
         ("migrate --name .hidden", ("--name", ".hidden", "dot")),
