@@ -1,7 +1,7 @@
 """Migrations foretold and then made: what is counted comes out as was said.
 
 A token bucket bounds the wire, so that rounds and bytes follow from the guest's writes and not from how busy
-the machine is.
+the machine is; as long as it lets the guest run at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ GBIT, SLOW = 10**9, 300 * 10**6
 QUIET = {"baseline_ns": 800_000_000, "churn_per_s": 0, "stream_rate_per_s": 0}
 BUSY = {"working_set_bytes": 8 << 20, "dirty_rate_pages_per_s": 40_000}
 TIGHT = {"downtime_limit_ns": 20_000_000, "max_rounds": 3, "bandwidth_bits_per_s": SLOW}
+MANY = 200
+"""Pages that take 6.5 ms at 1 Gbit/s, in which the slower of the guests writes a dozen."""
+ATTEMPTS = 5
 
 
 class Listener(Witness):
@@ -48,12 +51,26 @@ def moved(folder: Path, witness: Witness | None = None, **options: Any) -> tuple
     return one, one.predicted
 
 
+def moved_while_it_ran(folder: Path, dirty_rate: int) -> tuple[Migration, Predicted]:
+    """A guest that a busy machine keeps from running writes nothing for a whole round, which is the last one
+    then: that was not to be foretold, and is made again."""
+    for number in range(ATTEMPTS):
+        (folder / str(number)).mkdir()
+        one, foretold = moved(
+            folder / str(number),
+            dirty_rate_pages_per_s=dirty_rate,
+            working_set_bytes=16 << 20,
+            bandwidth_bits_per_s=GBIT,
+        )
+        if not dirty_rate or all(told.dirty_pages for told in one.rounds if told.pages >= MANY):
+            return one, foretold
+    pytest.fail(f"in each of {ATTEMPTS} migrations the guest stood still for a round")
+
+
 @pytest.mark.universe(preload=PRELOAD)
 @pytest.mark.parametrize("dirty_rate", [0, 2000, 20_000])
 def test_rounds_and_bytes_come_as_foretold(tmp_path: Path, dirty_rate: int) -> None:
-    one, foretold = moved(
-        tmp_path, dirty_rate_pages_per_s=dirty_rate, working_set_bytes=16 << 20, bandwidth_bits_per_s=GBIT
-    )
+    one, foretold = moved_while_it_ran(tmp_path, dirty_rate)
     assert foretold.basis == "sampled"
     assert foretold.rounds.low - 1 <= len(one.rounds) <= foretold.rounds.high + 1
     assert foretold.transferred_bytes.likely == pytest.approx(one.ram.transferred_bytes, rel=0.15)

@@ -107,13 +107,20 @@ def test_the_end_of_the_lab_ends_all_with_their_children(node: Namespace, tmp_pa
     assert sleepers() == []
 
 
-def sleepers() -> list[str]:
-    """What still sleeps in this universe. One that was killed but not reaped yet has no command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            found.append(path.read_bytes().decode())
-    return [line for line in found if line.startswith("sleep\0001000")]
+def sleepers() -> list[int]:
+    """What sleeps in this universe and does not end: one that was killed may take a moment."""
+    return [pid for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")) if sleeps_on(pid)]
+
+
+def sleeps_on(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        pidfd = os.pidfd_open(pid)
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            return line.startswith(b"sleep\0001000") and not select.select([pidfd], [], [], DEADLINE_S)[0]
+        finally:
+            os.close(pidfd)
+    return False
 
 
 def test_a_program_that_is_not_there_is_named_and_leaves_no_file(
