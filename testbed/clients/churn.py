@@ -144,7 +144,7 @@ class Churn(Probe):
     def live(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
-            "connections": self._visits,
+            "connections": len(self._under_way),
             "broken": self._broken + self._failed_connects,
             "requests": self._forgotten + len(self._begun_ns),
             "longest_wait_ns": self.longest_since_heartbeat_ns(),

@@ -13,10 +13,10 @@ Every request gets exactly one reply, in order; times are CLOCK_MONOTONIC nanose
 From `beat` on the client tells the recorder of its longest waits, every so many milliseconds and unasked (see
 :mod:`testbed.clients.pulse`); 0 ends that.
 
-`live` is `kind`, `connections`, `broken`, `requests`, `longest_wait_ns` (since the last heartbeat, waits
-under way included) and `wrong_bytes`. `windows` are the migrations, [[begin_ns, end_ns], ...]. A summary has
-`name`, `begun_ns`, `ended_ns`, `windows`, `cpu_s` and `probes`, as :meth:`testbed.clients.probe.Probe.report`
-says.
+`live` is `kind`, `connections` (of churn those open now), `broken`, `requests`, `longest_wait_ns` (since the
+last heartbeat, waits under way included) and `wrong_bytes`. `windows` are the migrations,
+[[begin_ns, end_ns], ...]. A summary has `name`, `begun_ns`, `ended_ns`, `windows`, `cpu_s` and `probes`, as
+:meth:`testbed.clients.probe.Probe.report` says.
 
 A message longer than :data:`PIECE_CHARACTERS` travels in pieces, `{"piece": k, "of": n, "text": ...}`, whose
 texts joined are the message: a datagram cannot be longer than the socket's buffer, and a summary of many

@@ -269,6 +269,14 @@ def test_a_reset_while_visiting_is_counted_by_the_churn() -> None:
     assert failure["established"]
 
 
+def test_a_heartbeat_tells_of_the_visits_under_way_and_not_of_all_that_ever_were() -> None:
+    with running(CHURN) as run:
+        run.go_on(100)
+        (beat,) = run.control.heartbeat()["probes"]
+        (seen,) = run.control.stop()["probes"]
+    assert beat["connections"] < 100 <= beat["requests"] <= seen["connections"]
+
+
 def test_visits_to_a_closed_port_are_failed_connects() -> None:
     with running(CHURN, fault="die", at=50) as run:
         run.fault()
