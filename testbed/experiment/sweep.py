@@ -16,6 +16,7 @@ from typing import Any
 
 from testbed.clients.control import ClientFailed
 from testbed.clients.control import ControlError as ClientControlError
+from testbed.experiment.run import write_events
 from testbed.faults.kinds import Fault, Kind
 from testbed.host.control import CommandFailed, ControlError
 from testbed.lab.lab import Lab
@@ -154,6 +155,9 @@ class Sweep:
         return self._lab
 
     def _leave_lab(self) -> None:
+        """Something was wrong in it: what all have told stays in its folder."""
+        if self._lab is not None:
+            write_events(self._lab.folder, self._lab.recorder.events)
         self._lab = None
         self._stack.close()
 
