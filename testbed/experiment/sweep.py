@@ -25,6 +25,8 @@ from testbed.scenario.from_options import scenario_of
 from testbed.scenario.options import Options
 
 PEER_DEADLINE_S = 2.0
+"""How long one side may be silent where a fault is made: what it makes silent is to be noticed soon. The
+migration after it has the patience of any other, for a busy machine can be silent for seconds."""
 MIGRATION_DEADLINE_S = 60.0
 AFTER_S = 0.4
 """How long clients are watched after a fault: a retransmission takes 0.2 s."""
@@ -105,7 +107,7 @@ class Sweep:
     def _make(self, lab: Lab, fault: Fault) -> tuple[str, tuple[str, ...], str]:
         """One migration with the fault: what came of it, who has the guest, and what the agents said."""
         source = lab.vm.owner
-        move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner(), fault)
+        move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner(), fault, PEER_DEADLINE_S)
         if fault.kind is Kind.ORCHESTRATOR_KILLED:
             moved = lab.migrate_by_another(move, _nothing, MIGRATION_DEADLINE_S, self._import_path)
         else:
@@ -147,7 +149,7 @@ class Sweep:
         self._labs += 1
         folder = self._folder / f"lab-{self._labs}"
         folder.mkdir()
-        lab = Lab(scenario_of(self._options), folder, peer_deadline_s=PEER_DEADLINE_S)
+        lab = Lab(scenario_of(self._options), folder)
         self._lab = self._stack.enter_context(lab)
         self._lab.boot(self._import_path)
         self._lab.start_clients()

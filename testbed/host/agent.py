@@ -255,7 +255,7 @@ class Agent:
         deadline_s = message.get("deadline_s", self._deadline_s)
         fault = _fault(message, Side.TARGET)
         with socket.create_server(("0.0.0.0", message["port"])) as listener:
-            listener.settimeout(self._deadline_s)
+            listener.settimeout(deadline_s)
             self._reception.send({"started": {"listening": True}})
             connection, _ = listener.accept()
             channel = SpoilableChannel(connection, deadline_s)

@@ -14,7 +14,7 @@ from testbed.host.control import Line
 from testbed.host.keeper import Stage
 from testbed.host.network import guest_namespace
 from testbed.lab import plan as planned
-from testbed.lab.migrations import Way
+from testbed.lab.migrations import Move, Way
 from testbed.lab.storage import access
 from testbed.lab.supervisor import Supervisor
 from testbed.scenario.model import Scenario
@@ -96,13 +96,13 @@ class LabGuest:
         hosts = self._scenario.hosts
         return hosts[(hosts.index(self.owner) + 1) % len(hosts)]
 
-    def way(self, target: str) -> Way:
-        """How it gets to `target`. A Quick Migration may be silent while RAM goes to the LUN or comes from
-        it."""
+    def way(self, move: Move) -> Way:
+        """How it gets where it is to go. A Quick Migration may be silent while RAM goes to the LUN or comes
+        from it."""
         return Way(
-            planned.migration_address(self._scenario, target),
+            planned.migration_address(self._scenario, move.target),
             planned.MIGRATION_PORT + self.number,
-            self._peer_deadline_s + planned.standstill_s(self._scenario),
+            (move.peer_deadline_s or self._peer_deadline_s) + planned.standstill_s(self._scenario),
         )
 
     def stats(self) -> dict[str, Any] | None:

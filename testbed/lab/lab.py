@@ -282,7 +282,7 @@ class Lab:
     def _flight(self, move: Move, import_path: Sequence[str]) -> Flight:
         guest = self.vms[move.vm]
         lines = guest.line(guest.owner), guest.line(move.target)
-        return Flight(move, guest.way(move.target), guest.owner, lines, import_path)
+        return Flight(move, guest.way(move), guest.owner, lines, import_path)
 
     def migrate_by_another(
         self, move: Move, on_event: OnEvent, deadline_s: float, import_path: Sequence[str] = ()
@@ -291,7 +291,7 @@ class Lab:
         afterwards."""
         guest = self.vms[move.vm]
         source, ordered_ns = guest.owner, time.monotonic_ns()
-        receiving, sending = orders(move, guest.way(move.target), import_path)
+        receiving, sending = orders(move, guest.way(move), import_path)
         argument = {
             "target": {"socket": str(guest.agents[move.target].socket), "order": receiving},
             "source": {"socket": str(guest.agents[source].socket), "order": sending},

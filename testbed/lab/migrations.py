@@ -24,12 +24,14 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Move:
-    """A guest, by name, that is to go to a host, in which manner, and the fault that is made on the way."""
+    """A guest, by name, that is to go to a host, in which manner, and the fault that is made on the way. One
+    side may be silent towards the other for `peer_deadline_s`, or for as long as it may in its lab."""
 
     vm: str
     target: str
     manner: Manner
     fault: Fault | None = None
+    peer_deadline_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ import pytest
 
 from testbed.commands.ending import CHECK_FAILED, ROLLED_BACK, status_of
 from testbed.experiment import run as run_module
+from testbed.faults.kinds import Fault
 from testbed.host.control import CommandFailed
 from testbed.host.network import guest_namespace
 from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
+from testbed.lab.migrations import Move
 from testbed.measure.result import Result
 from testbed.migration import wire
 from tests.system.labs import PRELOAD, REPOSITORY, SMALL, Witness, lab_of, move
@@ -99,6 +101,18 @@ def test_a_cancel_on_a_slow_wire_does_not_wait_for_the_round(tmp_path: Path) -> 
         assert source_answer["kind"] == "Cancelled"
         assert target_answer["kind"] == "PeerRefused"
         assert_guest_unharmed(lab)
+
+
+@pytest.mark.parametrize(("patience_s", "failed"), [(1.0, True), (None, False)])
+def test_a_wire_that_is_dead_for_four_seconds_ends_a_migration_without_patience(
+    tmp_path: Path, patience_s: float | None, failed: bool
+) -> None:
+    with lab_of(SMALL, tmp_path) as lab:
+        lab.boot()
+        fault = Fault.parse("precopy:link-black-hole")
+        asked = Move(lab.vm.name, "host-b", lab.scenario.manner(), fault, patience_s)
+        (moved,) = lab.migrate([asked], lambda event: None, DEADLINE_S)
+        assert moved.failed == failed, (moved.source_answer, moved.target_answer)
 
 
 def test_after_a_rollback_the_next_migration_is_clean(lab: Lab) -> None:
