@@ -27,7 +27,6 @@ BLOCK_BYTES = 1 << 18
 _TPACKET_REQ3 = struct.Struct("=7I")  # block size, blocks, frame size, frames, retire ms, private, features
 _TPACKET_STATS_V3 = struct.Struct("=III")  # packets (drops included), drops, freezes
 _BLOCK = struct.Struct("=IIIIIIQ")  # version, private; status, packets, first, length used, number
-_STATUS = struct.Struct("=I")
 _STATUS_AT = 8
 _TPACKET3_HDR = struct.Struct("=IIIIIIHHIIHH8x")
 """Offset of the next; s, ns; captured, length; status; offsets of frame and payload; hash, VLAN, its type."""
@@ -72,6 +71,7 @@ class BlockRing:
             packet.attach_filter(tap, (packet.Instruction(packet.BPF_RET_K, 0, 0, snap_bytes),))
         self._map = mmap.mmap(tap.fileno(), size)
         self._view = memoryview(self._map)
+        self._words = packet.status_words(self._map)
         self._blocks = blocks
         self._next = 0
         self.received = self.dropped = 0
@@ -90,7 +90,8 @@ class BlockRing:
 
     def pop(self) -> None:
         """Give the oldest block back to the kernel."""
-        _STATUS.pack_into(self._view, self._next * BLOCK_BYTES + _STATUS_AT, packet.TP_STATUS_KERNEL)
+        at = self._next * BLOCK_BYTES + _STATUS_AT
+        self._words[at // packet.WORD_BYTES] = packet.TP_STATUS_KERNEL
         self._next = (self._next + 1) % self._blocks
 
     def count(self) -> None:
@@ -109,6 +110,7 @@ class BlockRing:
         packet.bind(self._tap, "lo", _UNUSED_TYPE)
 
     def close(self) -> None:
+        self._words.release()
         self._view.release()
         self._map.close()
         self._tap.close()

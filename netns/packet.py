@@ -78,7 +78,7 @@ _SOCK_FPROG = struct.Struct("@HP")
 _TPACKET_REQ = struct.Struct("=IIII")  # block size, blocks, frame size, frames
 _TPACKET_STATS = struct.Struct("=II")  # packets (drops included), drops
 _TPACKET2_HDR = struct.Struct("=IIIHHII")  # status, length, captured, mac, net, seconds, nanoseconds
-_STATUS = struct.Struct("=I")
+WORD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,16 @@ class Captured(NamedTuple):
     data: bytes
 
 
+def status_words(ring: mmap.mmap) -> memoryview:
+    """The words of a ring, for writing the status of a slot, which is in the first of it, by one store.
+
+    `struct.pack_into` takes two: it sets to zero what it is going to write. Zero gives a slot back, so where
+    the ring is full the kernel may fill it in between, and the second store would make of a slot that is full
+    one that is empty: whoever reads would wait there for ever, with news behind it.
+    """
+    return memoryview(ring).cast("I")
+
+
 class ReceiveRing:
     """A TPACKET_V2 receive ring of `slots` slots of `slot_bytes`, shared with the kernel.
 
@@ -159,6 +169,7 @@ class ReceiveRing:
             SOL_PACKET, PACKET_RX_RING, _TPACKET_REQ.pack(self.BLOCK_BYTES, blocks, slot_bytes, slots)
         )
         self._map = mmap.mmap(packet.fileno(), blocks * self.BLOCK_BYTES)
+        self._words = status_words(self._map)
         self._offsets = [
             number // per_block * self.BLOCK_BYTES + number % per_block * slot_bytes
             for number in range(slots)
@@ -171,7 +182,7 @@ class ReceiveRing:
     def take(self) -> list[Captured]:
         """Everything that has arrived, oldest first. Empty when nothing has: 1 us. Never waits."""
         taken: list[Captured] = []
-        ring, offsets = self._map, self._offsets
+        ring, words, offsets = self._map, self._words, self._offsets
         while True:
             slot = offsets[self._next]
             status, length, captured, mac, _, seconds, nanoseconds = _TPACKET2_HDR.unpack_from(ring, slot)
@@ -183,7 +194,7 @@ class ReceiveRing:
                 start = slot + mac - VNET_HEADER_BYTES
                 data = ring[start : slot + mac + captured]
                 taken.append(Captured(seconds * 1_000_000_000 + nanoseconds, data))
-            _STATUS.pack_into(ring, slot, TP_STATUS_KERNEL)
+            words[slot // WORD_BYTES] = TP_STATUS_KERNEL
             self._next = (self._next + 1) % len(offsets)
 
     def times(self) -> list[int]:
@@ -196,11 +207,12 @@ class ReceiveRing:
             if not status & TP_STATUS_USER:
                 return times
             times.append(seconds * 1_000_000_000 + nanoseconds)
-            _STATUS.pack_into(self._map, slot, TP_STATUS_KERNEL)
+            self._words[slot // WORD_BYTES] = TP_STATUS_KERNEL
             self._next = (self._next + 1) % len(self._offsets)
 
     def close(self) -> None:
         """Unmap. The kernel frees the ring when the socket is closed as well."""
+        self._words.release()
         self._map.close()
 
 

@@ -66,8 +66,9 @@ class Journal:
         return int(_ENTRY.unpack_from(self._page)[1])
 
     def write(self, stage: Stage, epoch: int | None = None) -> None:
-        """Half a microsecond: may be done in the blackout."""
-        _ENTRY.pack_into(self._page, 0, stage, self.epoch if epoch is None else epoch)
+        """Half a microsecond: may be done in the blackout. (Not by pack_into, which sets to zero first what
+        it writes: an agent that died in between would have forgotten its guest.)"""
+        self._page[: _ENTRY.size] = _ENTRY.pack(stage, self.epoch if epoch is None else epoch)
 
 
 @dataclass(frozen=True)
