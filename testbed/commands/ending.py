@@ -91,6 +91,7 @@ def explanation(error: Exception, folder: Path) -> tuple[str, int]:
     from testbed.clients.control import ClientFailed
     from testbed.clients.control import ControlError as ClientControlError
     from testbed.experiment.bench import BenchFailed
+    from testbed.experiment.yardstick import YardstickFailed
     from testbed.host.control import CommandFailed, ControlError
     from testbed.lab.programs import ProgramNotStarted
     from testbed.storage.nbdkit import NbdkitError
@@ -105,7 +106,8 @@ def explanation(error: Exception, folder: Path) -> tuple[str, int]:
     missing += (BackendMissing, LinkError)
     foreseen = (*missing, NotReady, ProcessDied, SpawnError, ClientFailed, CaptureError)
     foreseen += (RelayDied, ObserveError)
-    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost, BenchFailed)
+    foreseen += (ClientControlError, CommandFailed, ControlError, VolumeRefused, VolumeLost)
+    foreseen += (BenchFailed, YardstickFailed)
     if not isinstance(error, foreseen):
         raise error
     return str(error), CANNOT if isinstance(error, missing) or _is_missing(error) else CHECK_FAILED

@@ -6,7 +6,6 @@ within one run. Nothing here is a test: on a loaded machine the figures are wors
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 
 from netns.conditions import Conditions
 from testbed.experiment import probing as cost
-from testbed.experiment import relay_bench
+from testbed.experiment import relay_bench, yardstick
 from testbed.experiment.run import Witness, run_options
 from testbed.lab import plan as planned
 from testbed.lab.lab import Lab
@@ -55,7 +54,6 @@ STORAGE_BYTES = 256 << 20
 PROBING_REPEATS = 5
 IPERF_S = 2
 COPY_DEADLINE_S = 120
-START_PROGRAM_DEADLINE_S = 30
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,8 @@ def copy(setting: Setting) -> Iterator[Figure]:
         folder.mkdir()
         with Lab(scenario_of(COPY), folder, setting.witness.say) as lab:
             lab.boot()
-            if shutil.which("iperf3"):
-                theirs.append(_iperf3_mbit(lab))
+            if shutil.which(yardstick.PROGRAM):
+                theirs.append(_carried_mbit(lab))
             lab.start_clients()
             move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner())
             (moved,) = lab.migrate([move], setting.witness.event, COPY_DEADLINE_S)
@@ -199,18 +197,11 @@ def copy(setting: Setting) -> Iterator[Figure]:
         yield _median("copy", "ratio to iperf3", ratios, "", 0.7, at_most=False)
 
 
-def _iperf3_mbit(lab: Lab) -> float:
-    """What one stream of iperf3 reaches from host-a to host-b over the migration wire, Mbit/s."""
-    server = ["iperf3", "--server", "--one-off", "--json"]
-    source, target = lab.scenario.hosts
-    address = planned.migration_address(lab.scenario, target)
-    with lab.start_program(target, server) as serving:
-        lab.wait_listening(target, 5201, START_PROGRAM_DEADLINE_S)
-        client = ["iperf3", "--client", address, "--time", str(IPERF_S), "--json"]
-        with lab.start_program(source, client) as asking:
-            output, _ = asking.communicate(timeout=IPERF_S + START_PROGRAM_DEADLINE_S)
-        serving.wait(START_PROGRAM_DEADLINE_S)
-    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
+def _carried_mbit(lab: Lab) -> float:
+    """What one stream of iperf3 reaches over the migration wire, Mbit/s."""
+    source, target = (lab.topology.namespace(host) for host in lab.scenario.hosts)
+    address = planned.migration_address(lab.scenario, lab.scenario.hosts[1])
+    return yardstick.bulk_mbit(source, target, address, IPERF_S)
 
 
 def lab(setting: Setting) -> Iterator[Figure]:

@@ -6,10 +6,8 @@ Rates and delays are measured on a link of its own, two nodes and nothing else. 
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from netns.conditions import Conditions
 from netns.forkserver import ready, spawn
 from netns.impairment import ConditionedLink
 from netns.topology import End, Link, Node, Spec, plan
+from testbed.experiment import yardstick
 from testbed.experiment.run import Witness, run
 from testbed.measure.result import Result
 from testbed.scenario.from_options import scenario_of
@@ -117,29 +116,11 @@ def flood(argument: dict[str, Any], _fds: Sequence[int]) -> int:
 
 def bulk_mbit(topology: Topology, link: ConditionedLink, asked: Conditions) -> list[float]:
     """What one TCP connection reaches, Mbit/s, by iperf3; nothing where there is no iperf3."""
-    if not shutil.which("iperf3"):
+    if not shutil.which(yardstick.PROGRAM):
         return []
     link.set(asked, asked)
-    return [_iperf3_mbit(topology) for _ in range(REPEATS)]
-
-
-def _iperf3_mbit(topology: Topology) -> float:
     near, far = topology.namespace("near"), topology.namespace("far")
-    with far.entered():
-        command = ["iperf3", "--server", "--one-off", "--forceflush"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    with server:
-        assert server.stdout is not None
-        for line in server.stdout:
-            if b"listening" in line:
-                break
-        command = ["iperf3", "--client", _FAR_ADDRESS, "--time", str(BULK_S), "--json"]
-        with near.entered():
-            client = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        with client:
-            output, _ = client.communicate(timeout=BULK_S + _DEADLINE_S)
-        server.stdout.read()
-    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
+    return [yardstick.bulk_mbit(near, far, _FAR_ADDRESS, BULK_S) for _ in range(REPEATS)]
 
 
 def far_clients(options: Options, folder: Path, witness: Witness, migrations: int) -> Result:

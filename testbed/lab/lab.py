@@ -428,21 +428,6 @@ class Lab:
         with self.topology.namespace(node).entered():
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
-    def wait_listening(self, node: str, port: int, deadline_s: float) -> None:
-        """Wait until something in `node` listens on TCP `port`. TimeoutError. There is no event for it: asks
-        each 10 ms."""
-        end = time.monotonic() + deadline_s
-        with self.topology.namespace(node).entered():
-            while not any(
-                _listens(Path(table), port)
-                for table in ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
-            ):
-                if time.monotonic() > end:
-                    raise TimeoutError(
-                        110, f"nothing listens on port {port} of {node} after {deadline_s:g} s"
-                    )
-                select.select([], [], [], 0.01)
-
     def restart(self, guest: LabGuest, import_path: Sequence[str] = ()) -> None:
         """A guest runs nowhere: what is left of it is removed, and it is booted anew, from its disk if it has
         one, on its last host. Raises CommandFailed.
@@ -467,9 +452,3 @@ class Lab:
     def close(self) -> None:
         """Bring all of it down."""
         self._stack.close()
-
-
-def _listens(table: Path, port: int) -> bool:
-    """Whether a table of TCP sockets (proc_net_tcp) has a listener on `port`: state 0A."""
-    rows = [line.split() for line in table.read_text().splitlines()[1:]]
-    return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)
