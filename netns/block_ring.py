@@ -91,7 +91,7 @@ class BlockRing:
     def pop(self) -> None:
         """Give the oldest block back to the kernel."""
         at = self._next * BLOCK_BYTES + _STATUS_AT
-        self._words[at // packet.WORD_BYTES] = packet.TP_STATUS_KERNEL
+        self._words[at // self._words.itemsize] = packet.TP_STATUS_KERNEL
         self._next = (self._next + 1) % self._blocks
 
     def count(self) -> None:

@@ -78,7 +78,6 @@ _SOCK_FPROG = struct.Struct("@HP")
 _TPACKET_REQ = struct.Struct("=IIII")  # block size, blocks, frame size, frames
 _TPACKET_STATS = struct.Struct("=II")  # packets (drops included), drops
 _TPACKET2_HDR = struct.Struct("=IIIHHII")  # status, length, captured, mac, net, seconds, nanoseconds
-WORD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class ReceiveRing:
                 start = slot + mac - VNET_HEADER_BYTES
                 data = ring[start : slot + mac + captured]
                 taken.append(Captured(seconds * 1_000_000_000 + nanoseconds, data))
-            words[slot // WORD_BYTES] = TP_STATUS_KERNEL
+            words[slot // words.itemsize] = TP_STATUS_KERNEL
             self._next = (self._next + 1) % len(offsets)
 
     def times(self) -> list[int]:
@@ -207,7 +206,7 @@ class ReceiveRing:
             if not status & TP_STATUS_USER:
                 return times
             times.append(seconds * 1_000_000_000 + nanoseconds)
-            self._words[slot // WORD_BYTES] = TP_STATUS_KERNEL
+            self._words[slot // self._words.itemsize] = TP_STATUS_KERNEL
             self._next = (self._next + 1) % len(self._offsets)
 
     def close(self) -> None:

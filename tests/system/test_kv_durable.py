@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import signal
 import subprocess
 import threading
 from contextlib import ExitStack
@@ -63,12 +64,18 @@ def test_redis_benchmark_through_moves_and_a_cold_boot() -> None:
         keys = [b"%b:%012d" % (kind, number) for kind in (b"key", b"counter") for number in range(1000)]
         before = client.mget(keys)
         client.close()
-        agent.process.kill()
+        kill(agent)
         medium.crash()
     with ExitStack() as stack:
         agent = start(stack, medium)
         assert redis.Redis(socket_timeout=DEADLINE_S).mget(keys) == before
         assert agent.ask("stats")["program"]["keys"] == stats["program"]["keys"]
+
+
+def kill(agent: FakeAgent) -> None:
+    """When its clients notice, its listener may be open yet: it is gone when the process has ended."""
+    agent.process.kill()
+    assert agent.process.wait(DEADLINE_S) == -signal.SIGKILL
 
 
 class Writer(threading.Thread):
@@ -107,7 +114,7 @@ def test_killed_guest_and_its_disk_that_lost_power(flush_works: bool) -> None:
         agent = move(stack, agent, medium)
         goal = max(writer.told for writer in writers) + 20
         eventually(lambda: all(writer.told > goal for writer in writers))
-        agent.process.kill()
+        kill(agent)
         for writer in writers:
             writer.join()
         medium.crash(random.Random(1))

@@ -52,7 +52,7 @@ def test_a_slots_status_is_written_by_one_store() -> None:
         words[7] = packet.TP_STATUS_USER
 
     with writing(write):
-        assert values(lambda: ring[7 * packet.WORD_BYTES]) == {packet.TP_STATUS_USER}
+        assert values(lambda: ring[7 * words.itemsize]) == {packet.TP_STATUS_USER}
 
 
 def test_a_journal_says_at_every_instant_where_the_guest_stands() -> None:
