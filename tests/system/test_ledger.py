@@ -153,6 +153,7 @@ def test_durable_guest_that_is_killed_and_boots_again(flush_works: bool) -> None
             control.start()
             eventually(lambda: bool(control.heartbeat()["probes"][0]["requests"] > 200))
             agent.process.kill()
+            assert agent.process.wait(DEADLINE_S) is not None  # and so its port is free
         medium.crash()
         with serving(medium) as server, FakeAgent({"program": "kv-durable"}) as agent:
             answer = agent.ask("start", disk={"bytes": DISK_BYTES}, fds=[server.theirs.fileno()])
