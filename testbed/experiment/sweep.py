@@ -124,9 +124,7 @@ class Sweep:
         """A migration without a fault: what was wrong with it, empty if nothing was."""
         move = Move(lab.vm.name, lab.vm.next_host(), lab.scenario.manner())
         (moved,) = lab.migrate([move], _nothing, MIGRATION_DEADLINE_S, self._import_path)
-        if moved.failed:
-            return _errors(moved)
-        return "" if moved.source_answer["audited"] else f"not verified: {moved.source_answer}"
+        return spoilt_by(moved)
 
     def _new_counts(self, lab: Lab) -> dict[str, int]:
         """What the clients have counted since the last time. Ledgers have read every key back meanwhile."""
@@ -180,6 +178,13 @@ def judge(
     if spoilt:
         wrong.append(f"the next migration was not clean: {spoilt}")
     return wrong
+
+
+def spoilt_by(moved: Moved) -> str:
+    """What was wrong with a migration without a fault; empty only if it completed and was verified. Pure."""
+    if moved.failed:
+        return f"it failed: {_errors(moved)}"
+    return "" if moved.source_answer["audited"] else "it was not verified"
 
 
 def _errors(moved: Moved) -> str:

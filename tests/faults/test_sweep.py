@@ -7,14 +7,17 @@ With shared storage each phase's faults are made in one lab, one after the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from testbed.commands.faults import options_for
-from testbed.experiment.sweep import Cell, Sweep
+from testbed.experiment.sweep import PEER_DEADLINE_S, Cell, Sweep
 from testbed.faults.kinds import Fault, Kind, chosen
-from testbed.lab.lab import PRELOAD
+from testbed.lab.lab import PRELOAD, Lab
+from testbed.lab.migrations import Move, Moved
 from testbed.migration.phases import Phase
 
 pytestmark = [pytest.mark.universe(preload=PRELOAD), pytest.mark.timeout(300)]
@@ -66,3 +69,22 @@ def test_a_guest_that_dies_is_booted_from_its_disk_with_every_acknowledged_write
     assert [cell.outcome for cell in cells] == ["restarted", "restarted"]
     assert all(cell.broken for cell in cells)  # its clients have noticed, so it did die
     assert_all_as_it_must_be(cells)
+
+
+def test_a_lab_in_which_something_was_wrong_leaves_its_events_and_only_faults_are_hasty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[Move] = []
+    migrate = Lab.migrate
+
+    def watched(lab: Lab, asked: Sequence[Move], *others: Any) -> list[Moved]:
+        moves.extend(asked)
+        return migrate(lab, asked, *others)
+
+    monkeypatch.setattr(Lab, "migrate", watched)
+    monkeypatch.setattr("testbed.experiment.sweep.judge", lambda *_: ["whatever it was"])
+    (cell,) = sweep(tmp_path, chosen(["setup:link-slow"], storage=True))
+    assert (cell.wrong, cell.clean) == (("whatever it was",), True)
+    assert '"event":"fault"' in (tmp_path / "lab-1" / "events.jsonl").read_text()
+    patience = [(bool(one.fault), one.peer_deadline_s) for one in moves]
+    assert patience == [(True, PEER_DEADLINE_S), (False, None)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.experiment.sweep import counted, judge
+from testbed.experiment.sweep import counted, judge, spoilt_by
 from testbed.faults.kinds import Fault, FaultError, Kind, Side, chosen, matrix
+from testbed.lab.migrations import Move, Moved
 from testbed.migration.phases import Phase
+from testbed.scenario.model import Manner
 
 FAULT = Fault(Phase.COMMIT, Kind.LINK_RESET)
 DEATH = Fault(Phase.COMMIT, Kind.GUEST_KILLED)
@@ -67,6 +69,22 @@ def test_what_is_wrong_with_a_cell(
 def test_a_dead_guests_clients_may_be_cut_off_and_its_acknowledged_writes_may_not_be_lost() -> None:
     assert judge(DEATH, "restarted", [], {"broken": 9, "resets": 9, "bytes_lost": 64}, "") == []
     assert judge(DEATH, "restarted", [], {"writes_lost": 1}, "") == ["writes_lost 1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "spoilt"),
+    [
+        ({"audited": True}, {}, ""),
+        ({"audited": False}, {}, "it was not verified"),
+        ({"error": "peer lost"}, {"error": "refused"}, "it failed: peer lost; refused"),
+        ({"audited": True}, {"error": ""}, "it failed: "),  # without a word, and not clean for that
+    ],
+)
+def test_what_spoils_the_migration_after_a_fault(
+    source: dict[str, object], target: dict[str, object], spoilt: str
+) -> None:
+    move = Move("vm1", "host-b", Manner("live", 300_000_000, 30, "switch"))
+    assert spoilt_by(Moved(move, "host-a", source, target, 0, 1)) == spoilt
 
 
 def test_counts_of_all_probes_are_summed() -> None:
