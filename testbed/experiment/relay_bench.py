@@ -35,7 +35,7 @@ BULK_S = 2
 FAR_DELAY_NS, FAR_LOSS = 50 * MS, 0.001
 _DEADLINE_S = 30.0
 _NEAR, _FAR = ("near", "eth0"), ("far", "eth0")
-_NEAR_ADDRESS, _FAR_ADDRESS = "10.9.0.1", "10.9.0.2"
+_NEAR_ADDRESS, FAR_ADDRESS = "10.9.0.1", "10.9.0.2"
 _PORT = 9000
 _PAYLOAD_BYTES = 64
 
@@ -44,7 +44,7 @@ _PAYLOAD_BYTES = 64
 def standing() -> Iterator[tuple[Topology, ConditionedLink]]:
     """A link between two nodes, by the relay."""
     near = End(*_NEAR, addresses=(f"{_NEAR_ADDRESS}/24",))
-    far = End(*_FAR, addresses=(f"{_FAR_ADDRESS}/24",))
+    far = End(*_FAR, addresses=(f"{FAR_ADDRESS}/24",))
     spec = Spec((Node("near"), Node("far")), (Link(near, far),))
     with (
         apply(plan(spec)) as topology,
@@ -84,11 +84,11 @@ def flooded(topology: Topology, link: ConditionedLink, rate_per_s: int | None) -
     results: list[Flooded] = []
     link.set(Conditions(delay_ns=MS), Conditions.none())
     with topology.namespace("far").socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
-        heard.bind((_FAR_ADDRESS, _PORT))
+        heard.bind((FAR_ADDRESS, _PORT))
         for _ in range(REPEATS):
             link.restart()
             before_ns = link.figures().processor_ns or 0
-            argument = {"address": _FAR_ADDRESS, "port": _PORT, "rate_per_s": rate_per_s}
+            argument = {"address": FAR_ADDRESS, "port": _PORT, "rate_per_s": rate_per_s}
             entry = "testbed.experiment.relay_bench:flood"
             with spawn(entry, argument, namespace=topology.namespace("near"), name="flood") as sender:
                 sender.wait(_DEADLINE_S)
@@ -120,7 +120,7 @@ def bulk_mbit(topology: Topology, link: ConditionedLink, asked: Conditions) -> l
         return []
     link.set(asked, asked)
     near, far = topology.namespace("near"), topology.namespace("far")
-    return [yardstick.bulk_mbit(near, far, _FAR_ADDRESS, BULK_S) for _ in range(REPEATS)]
+    return [yardstick.bulk_mbit(near, far, FAR_ADDRESS, BULK_S) for _ in range(REPEATS)]
 
 
 def far_clients(options: Options, folder: Path, witness: Witness, migrations: int) -> Result:

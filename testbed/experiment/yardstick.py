@@ -30,6 +30,8 @@ def bulk_mbit(source: Namespace, target: Namespace, address: str, seconds: int) 
             output, _ = client.communicate(timeout=seconds + DEADLINE_S)
         except subprocess.TimeoutExpired as error:
             raise YardstickFailed(f"{PROGRAM} was not done after {error.timeout:g} s") from error
+    if not output:
+        raise YardstickFailed(f"{PROGRAM} said nothing and ended with {client.returncode}")
     told = json.loads(output)
     if "error" in told:
         raise YardstickFailed(f"{PROGRAM}: {told['error']}")

@@ -54,8 +54,8 @@ def start_observer(
 
 
 def main(argument: dict[str, Any], _fds: Sequence[int]) -> int:
-    """Entry for the fork server, with the argument of :func:`start_observer`. Runs until it is
-    ended, or whoever records has gone."""
+    """Entry for the fork server, with the argument of :func:`start_observer`. Runs until it is ended,
+    or until whoever records has gone."""
     urgency = Urgency()
     urgency.raise_for([0])
     with ExitStack() as stack:

@@ -229,26 +229,6 @@ def _of_which(result: Result) -> str:
     return f" (the longest, {longest.vm}'s)"
 
 
-def _ram_lines(result: Result) -> Iterator[str]:
-    """What crossed the wire, a line for each guest."""
-    of_guest: dict[str, list[Ram]] = {}
-    for one in result.migrations:
-        of_guest.setdefault(one.vm, []).append(one.ram)
-    for vm, moved in (of_guest or {"": [result.ram]}).items():
-        whose = f" of {vm}" if len(of_guest) > 1 else ""
-        crossed = sum(one.transferred_bytes for one in moved)
-        times = f" in {len(moved)} migrations" if len(moved) > 1 else ""
-        yield f"RAM{whose} {format_size(moved[0].bytes)}, {format_size(crossed)} crossed the wire{times}"
-
-
-def _foretold_lines(result: Result) -> Iterator[str]:
-    """What was said of each guest's last migration before it began."""
-    last = {one.vm: one.predicted for one in result.migrations}
-    for vm, foretold in last.items():
-        if foretold is not None:
-            yield f"foretold{f' of {vm}' if len(last) > 1 else ''}: {foretold_line(foretold)}"
-
-
 def _short(ms: float) -> str:
     """Milliseconds without their unit, which stands beside the sum; seconds with it."""
     return f"{ms:.2f}" if ms < 1000 else format_ms(ms)
@@ -306,6 +286,26 @@ def _show_counts(console: Console, result: Result) -> None:
     for line in lines:
         _print_hanging(console, Text(line))
     console.print()
+
+
+def _ram_lines(result: Result) -> Iterator[str]:
+    """What crossed the wire, a line for each guest."""
+    of_guest: dict[str, list[Ram]] = {}
+    for one in result.migrations:
+        of_guest.setdefault(one.vm, []).append(one.ram)
+    for vm, moved in (of_guest or {"": [result.ram]}).items():
+        whose = f" of {vm}" if len(of_guest) > 1 else ""
+        crossed = sum(one.transferred_bytes for one in moved)
+        times = f" in {len(moved)} migrations" if len(moved) > 1 else ""
+        yield f"RAM{whose} {format_size(moved[0].bytes)}, {format_size(crossed)} crossed the wire{times}"
+
+
+def _foretold_lines(result: Result) -> Iterator[str]:
+    """What was said of each guest's last migration before it began."""
+    last = {one.vm: one.predicted for one in result.migrations}
+    for vm, foretold in last.items():
+        if foretold is not None:
+            yield f"foretold{f' of {vm}' if len(last) > 1 else ''}: {foretold_line(foretold)}"
 
 
 def _instrument_line(instrument: Instrument | None) -> str:
