@@ -6,16 +6,22 @@ run inside a universe of their own, in a forked process (testbed.pytest_plugin.u
 
 `require(feature, probe)`: skips the test where the machine lacks the feature. TESTBED_REQUIRE in the
 environment turns such skips into failures: `all`, or features separated by commas; `all,-netem` excepts one.
+
+An example of a property has no deadline: it would measure the machine, which may take a processor away.
 """
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from testbed.pytest_plugin.needs import demanded, require
 from testbed.pytest_plugin.universes import run_in_universe
 
 __all__ = ["demanded", "require"]
+
+settings.register_profile("testbed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("testbed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

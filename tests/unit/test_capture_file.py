@@ -73,7 +73,7 @@ def test_a_tag_that_the_kernel_keeps_aside_is_put_back() -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(payload=st.binary(max_size=200))
 def test_a_checksum_is_completed_as_scapy_computes_it(family: int, transport: str, payload: bytes) -> None:
     from scapy.layers.inet import IP, TCP, UDP
@@ -106,7 +106,7 @@ def test_what_was_cut_short_is_left_as_it_is() -> None:
 # ---- order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 1), st.lists(st.integers(0, 9_000_000), max_size=6)), max_size=6))
 def test_both_ends_are_laid_in_the_order_of_their_times(blocks: list[tuple[int, list[int]]]) -> None:
     laid = [(end, block([(t_ns, b"%d" % t_ns) for t_ns in times])) for end, times in blocks if times]

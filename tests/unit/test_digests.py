@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.memory.digests import PageDigests
@@ -30,7 +30,6 @@ def digests_of(region: Region) -> PageDigests:
     return digests
 
 
-@settings(deadline=None)
 @given(st.integers(0, PAGES * PAGE_BYTES * 8 - 1))
 def test_a_flipped_bit_is_found(region: Region, bit: int) -> None:
     before = digests_of(region)

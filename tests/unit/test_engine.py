@@ -48,7 +48,7 @@ def assert_rolled_back(source: FakeSource, target: FakeTarget, meeting: Meeting)
     assert not source.tracker.running
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pattern=st.lists(st.lists(st.integers(0, PAGES - 1), max_size=PAGES), max_size=8),
     max_rounds=st.integers(1, 6),

@@ -355,7 +355,7 @@ def test_boot_may_read_and_wait_and_nobody_else() -> None:
             disk.read_now(7, 5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 1 << 16))
 def test_what_was_flushed_is_there_whatever_happened(data: st.DataObject, seed: int) -> None:
     """Writes, flushes, moves, lost connections, crashes, late and reordered answers: what a flush covered is

@@ -82,7 +82,7 @@ class HeapAgainstModel(RuleBasedStateMachine):
 
 
 TestHeapAgainstModel: Any = HeapAgainstModel.TestCase
-TestHeapAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHeapAgainstModel.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_full_heap_says_so_and_works_on() -> None:

@@ -91,7 +91,7 @@ def converse(program: type[Program], cuts: list[int], talk: bytes, *, rebirths: 
 
 
 @pytest.mark.parametrize("name", ["echo", "kv", "http"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_rebirth_changes_no_reply(name: str, data: st.DataObject) -> None:
     program, talk = TALKS[name]
@@ -145,7 +145,7 @@ def test_example_of_the_documentation() -> None:
 # -- echo, ramp ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(window=st.integers(1, 3000), pieces=st.lists(st.binary(max_size=9000), max_size=8))
 def test_echo_through_a_slow_reader(window: int, pieces: list[bytes]) -> None:
     stage = Rehearsal(Echo)
@@ -269,7 +269,7 @@ def test_kv_junk_is_answered_and_closed(junk: bytes) -> None:
     assert stage.service.faults == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"*1\r\n", b"$4\r\n", b"PING\r\n"]), max_size=9))
 def test_kv_survives_any_bytes(pieces: list[bytes]) -> None:
     stage = Rehearsal(KeyValue, ram_bytes=1 << 20, max_connections=4)
@@ -335,7 +335,7 @@ def test_kv_transaction_with_an_error_does_nothing() -> None:
     assert stage.service.table.memory.heap.used_bytes < used
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.one_of(
@@ -450,7 +450,7 @@ def test_http_says_continue_once_also_when_it_moves_meanwhile() -> None:
     assert b'"body_bytes": 6' in peer.received()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=60) | st.sampled_from([b"GET / HTTP/1.1\r\n", b"\r\n"]), max_size=9))
 def test_http_survives_any_bytes(pieces: list[bytes]) -> None:
     stage = Rehearsal(Http, ram_bytes=1 << 20, max_connections=4)

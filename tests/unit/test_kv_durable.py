@@ -149,7 +149,7 @@ def test_slow_reader_is_held_and_sent_the_rest_after() -> None:
 # -- moving ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 1 << 16))
 def test_no_reply_depends_on_moves_or_on_the_disk(data: st.DataObject, seed: int) -> None:
     """Cut anywhere, moved at any step, with a disk that answers when it likes: the same replies as of kv."""
@@ -459,7 +459,7 @@ def live_through(data: st.DataObject, seed: int, disk_bytes: int) -> tuple[int, 
     return lost, copies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 1 << 20))
 def test_nothing_told_is_lost_whatever_happens(data: st.DataObject, seed: int) -> None:
     lost, _ = live_through(data, seed, SMALL_BYTES)

@@ -429,5 +429,5 @@ class Rights(RuleBasedStateMachine):
         assert lun_json.from_json(json.loads(kept), SIZE) == self.state
 
 
-Rights.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Rights.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestRights = Rights.TestCase

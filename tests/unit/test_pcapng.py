@@ -28,7 +28,7 @@ def whole(packets: list[Packet], comment: str = "of the section") -> bytes:
     return b"".join([*parts, pcapng.interface_statistics(Statistics(1 << 40, 2 << 40, len(packets) + 3, 3))])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(PACKETS, max_size=5), st.text(st.characters(codec="utf-8"), max_size=50))
 def test_what_is_written_is_read(packets: list[Packet], comment: str) -> None:
     found = pcapng.read(whole(packets, comment))
@@ -57,7 +57,7 @@ def test_a_comment_that_is_too_long_is_cut_at_a_character() -> None:
     assert found.packets[0].comments == ("ü" * 32_767,)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_file_that_is_cut_short_is_refused_or_a_beginning(data: st.DataObject) -> None:
     packets = [Packet(number, INBOUND, 60, bytes(60)) for number in range(3)]

@@ -44,7 +44,7 @@ def many(draw: st.DrawFn) -> dots.Requests:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(many())
 def test_each_request_is_a_dot_or_counted_and_never_both(all_: dots.Requests) -> None:
     chosen, rest = dots.sort_out(all_, [(4 * 10**8, 5 * 10**8)], SPAN, MOST)
@@ -57,7 +57,7 @@ def test_each_request_is_a_dot_or_counted_and_never_both(all_: dots.Requests) ->
         assert counted + int((all_.client[chosen] == client).sum()) == int((all_.client == client).sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(many())
 def test_in_each_moment_each_clients_longest_and_shortest_are_dots(all_: dots.Requests) -> None:
     chosen, _ = dots.sort_out(all_, [], SPAN, MOST)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.scenario import shelf
@@ -361,7 +361,6 @@ def test_a_written_rate_or_duration_reads_back(value: int) -> None:
     assert parse_duration(write_duration(value)) == value
 
 
-@settings(deadline=None)
 @given(
     ram_mib=st.integers(8, 1 << 40),
     disk_sectors=st.integers(1, 1 << 40),

@@ -166,5 +166,5 @@ class Late(RuleBasedStateMachine):
         assert len(current) == len({nexus.session for nexus in current})
 
 
-Late.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+Late.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
 TestLate = Late.TestCase
