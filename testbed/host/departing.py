@@ -18,7 +18,7 @@ from testbed.migration import wire
 from testbed.migration.errors import LocalError
 from testbed.migration.ownership import Lease
 from testbed.migration.source import TraceLike
-from testbed.tcp.freeze import FreezeError, freeze, freeze_listener, unchanged, unfreeze
+from testbed.tcp.freeze import FreezeError, freeze, freeze_again, freeze_listener, unfreeze
 from testbed.tcp.handshakes import HalfOpen, HandshakeHold
 from testbed.tcp.state import ConnectionState, ListenerState
 from testbed.udp import state as udp
@@ -120,7 +120,14 @@ class DepartingGuest:
         yield _device(devices.REGISTERS, devices.encode_registers(self._registers))
         for batch in devices.batches((slot, self._freeze(slot, fd)) for slot, fd in self._connections):
             yield _device(devices.CONNECTIONS, devices.encode_sockets(batch))
-        yield from self._looked_at_again()
+
+    def silence(self) -> None:
+        self._guest.network.port.silence()
+        self._silenced_ns = self._trace.event("mark", name="silenced")
+        self._guest.network.egress.stop()
+
+    def late_devices(self) -> Iterator[wire.Device]:
+        yield from self._heard_since()
         yield from self._waiting_datagrams()
 
     def _udp_sockets(self, fds: Sequence[int]) -> bytes:
@@ -129,8 +136,7 @@ class DepartingGuest:
             return udp.encode_sockets([look_at(one) for one in borrowed])
 
     def _waiting_datagrams(self) -> Iterator[wire.Device]:
-        """Last, as frames that had passed the bridge before the cut may still come. The queues stay as they
-        are, so there is nothing to take back."""
+        """The queues stay as they are, so there is nothing to take back."""
         waiting = self._look_at_queues()
         for start in range(0, len(waiting), UDP_BATCH):
             yield _device(devices.UDP, udp.encode_queue(waiting[start : start + UDP_BATCH]))
@@ -149,22 +155,20 @@ class DepartingGuest:
         self._frozen[slot] = (borrowed, state)
         return state
 
-    def _looked_at_again(self) -> Iterator[wire.Device]:
-        """Frames that had passed the bridge before the cut may have reached a socket after it was read: read
-        it again."""
-        changed = [slot for slot, (one, state) in self._frozen.items() if not unchanged(one, state)]
-        for slot in changed:
-            borrowed, state = self._frozen[slot]
-            unfreeze(borrowed, state)
-            self._frozen[slot] = (borrowed, freeze(borrowed))
+    def _heard_since(self) -> Iterator[wire.Device]:
+        """Connections that were heard after they were read."""
+        changed = [slot for slot, (one, state) in self._frozen.items() if self._changed(slot, one, state)]
         self.refrozen = len(changed)
         for batch in devices.batches((slot, self._frozen[slot][1]) for slot in changed):
             yield _device(devices.CONNECTIONS, devices.encode_sockets(batch))
 
-    def silence(self) -> None:
-        self._guest.network.port.silence()
-        self._silenced_ns = self._trace.event("mark", name="silenced")
-        self._guest.network.egress.stop()
+    def _changed(self, slot: int, borrowed: socket.socket, before: ConnectionState) -> bool:
+        try:
+            now = freeze_again(borrowed, before)
+        except FreezeError as error:
+            raise LocalError(f"a connection cannot be moved: {error}") from error
+        self._frozen[slot] = (borrowed, now)
+        return now is not before
 
     def exposed(self) -> None:
         self._keeper.journal.write(Stage.EXPOSED)

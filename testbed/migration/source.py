@@ -85,6 +85,14 @@ class SourceVM(Protocol):
         sent."""
         ...
 
+    def late_devices(self) -> Iterator[wire.Device]:
+        """What frames that were on their way when the ingress was cut have altered since :meth:`devices`.
+
+        After :meth:`silence`: a frame that comes later still is acknowledged to nobody, so its sender sends
+        it again, to wherever the guest is then.
+        """
+        ...
+
     def exposed(self) -> None:
         """What the target needs to run the guest is about to leave: called once, before it does."""
         ...
@@ -392,13 +400,11 @@ class Source:
         self._send_pages(len(self._rounds) + 1, self._pending)
         self._final_pages = len(self._pending)
         self._trace.event("mark", name="pages-sent", pages=self._final_pages)
-        devices = 0
-        for device in self._vm.devices():
-            self._send(device)
-            devices += 1
-        self._trace.event("mark", name="devices-sent", devices=devices)
+        devices = self._send_devices(self._vm.devices())
         self._vm.silence()
         self._send(wire.Silent())
+        devices += self._send_devices(self._vm.late_devices())
+        self._trace.event("mark", name="devices-sent", devices=devices)
         self._digest()
         root = self._digests.root()
         self._ownership.note(Event.STATE_SENT)
@@ -406,6 +412,13 @@ class Source:
         self._send(wire.StateEnd(devices, root))
         self._trace.event("mark", name="state-sent")
         return root
+
+    def _send_devices(self, devices: Iterator[wire.Device]) -> int:
+        count = 0
+        for device in devices:
+            self._send(device)
+            count += 1
+        return count
 
     def _verify(self, root: bytes) -> None:
         ready = self._receive(wire.Ready)

@@ -1,7 +1,9 @@
 """Freeze: read the whole state of a socket, and leave it so that it can go on here or vanish unheard.
 
 Cut the guest's ingress first. A frozen socket still acknowledges what reaches it, and what it acknowledges
-after it was read is lost to the target; :func:`unchanged` tells afterwards whether anything came.
+after it was read is lost to the target. A frame may have passed the cut before, and come late. So
+:func:`freeze_again` looks once more when the egress is cut too: what comes after that is acknowledged to
+nobody, and its sender sends it again.
 
 Nor does repair mode keep the kernel from sending what the program wrote before: its timers (pacing, tail loss
 probe) and the tasklet that waits for a sent segment to leave the machine (net/ipv4/tcp_output.c,
@@ -50,17 +52,27 @@ def freeze(sock: socket.socket) -> ConnectionState:
         raise FreezeError(95, f"a socket in TCP state {before.state} cannot be moved")
     if before.state == CLOSE:
         return _freeze_closed(sock, options, before)
-    window = None
     try:
         kernel.repair_on(sock)
-        info = kernel.tcp_info(sock)
-        window = kernel.window(sock)
-        kernel.set_window(sock, window._replace(snd_wnd=0))
-        return _read(sock, options, info, window)
+        return _shut_and_read(sock, options)
     except OSError as error:
         if kernel.in_repair(sock):
-            _leave(sock, options, window)
+            _leave(sock, options, None)
         raise FreezeError(error.errno, f"cannot freeze {sock!r}: {error.strerror}") from error
+
+
+def freeze_again(sock: socket.socket, state: ConnectionState) -> ConnectionState:
+    """The state of the frozen `sock` as it is now: `state` itself where no segment came since it was read.
+
+    Nothing is sent for it: that would count as sent, and reach nobody. FreezeError where it cannot be read;
+    :func:`unfreeze` with the old `state` takes the socket back.
+    """
+    try:
+        while not unchanged(sock, state):
+            state = _shut_and_read(sock, state.options, state.window.snd_wnd)
+    except OSError as error:
+        raise FreezeError(error.errno, f"cannot read {sock!r} again: {error.strerror}") from error
+    return state
 
 
 def unchanged(sock: socket.socket, state: ConnectionState) -> bool:
@@ -100,6 +112,29 @@ def freeze_listener(sock: socket.socket) -> ListenerState:
 
 _DEFAULT_SEGMENT = 536
 """TCP_MSS_DEFAULT, RFC 9293 section 3.7.1."""
+
+
+def _shut_and_read(sock: socket.socket, options: SocketOptions, offer: int = 0) -> ConnectionState:
+    """Let `sock`, in repair mode, believe that its peer's window is closed, and read it; anew where a segment
+    came in the middle of it and moved a queue. `offer` is what the peer's window was before it was shut.
+
+    A connection that its peer has ended meanwhile is out of repair mode. OSError: the window is open again.
+    """
+    while True:
+        info = kernel.tcp_info(sock)
+        if info.state == CLOSE:
+            _leave(sock, options, None)
+            return _freeze_closed(sock, options, info)
+        window = kernel.window(sock)
+        window = window._replace(snd_wnd=window.snd_wnd or offer)
+        kernel.set_window(sock, window._replace(snd_wnd=0))
+        try:
+            return _read(sock, options, info, window)
+        except OSError:
+            if kernel.tcp_info(sock).segs_in == info.segs_in:
+                kernel.set_window(sock, window)
+                raise
+        offer = window.snd_wnd
 
 
 def _read(

@@ -184,6 +184,7 @@ class FakeSource:
     ram: Region
     tracker: FakeTracker
     device_list: list[wire.Device] = field(default_factory=list)
+    late_list: list[wire.Device] = field(default_factory=list)
     frames: list[list[bytes]] = field(default_factory=list)
     state: str = "running"
     released: list[bytes] = field(default_factory=list)
@@ -216,6 +217,10 @@ class FakeSource:
 
     def silence(self) -> None:
         self._call("silence")
+
+    def late_devices(self) -> Iterator[wire.Device]:
+        self._call("late_devices")
+        yield from self.late_list
 
     def exposed(self) -> None:
         self._call("exposed")

@@ -69,7 +69,8 @@ def test_ram_is_equal_whatever_the_guest_writes(
 def test_the_steps_come_in_the_order_of_the_design() -> None:
     source, target = guest([[1, 2], [1]]), FakeTarget()
     meet(source, target)
-    switchover = ["devices", "silence", "exposed", "held_frames", "committing", "held_frames"]
+    switchover = ["devices", "silence", "late_devices", "exposed"]
+    switchover += ["held_frames", "committing", "held_frames"]
     assert source.calls == ["hold_handshakes", "pause", *switchover]
     before, after = ["provision", "prepare", "load", "take_network", "ready"], ["owned", "announce", "start"]
     assert target.calls == [*before, *after]
@@ -200,7 +201,9 @@ def test_one_flipped_bit_in_page_data_is_found(bit: int) -> None:
     assert source.released == [b"caught"]
 
 
-@pytest.mark.parametrize("step", ["hold_handshakes", "pause", "devices", "silence", "held_frames"])
+@pytest.mark.parametrize(
+    "step", ["hold_handshakes", "pause", "devices", "silence", "late_devices", "held_frames"]
+)
 def test_a_failure_at_the_source_before_the_commit_lets_the_guest_run_on(step: str) -> None:
     source, target = guest(), FakeTarget()
     source.fail_at = step
