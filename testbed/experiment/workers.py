@@ -2,7 +2,7 @@
 
 A universe in a universe ends with it, so whoever ends the comparison ends all of its labs. A worker is told
 the number of a turn over a socket, and says when it is over; what came of it lies in the turn's folder. A
-worker that dies takes down the run that it was at, and no other.
+worker that dies takes down the run that it was at, and no other: what waits is done by one in its place.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class _Worker:
     pid: int
     line: socket.socket
     turn: Turn | None = None
+    died: bool = False
 
     def fileno(self) -> int:
         return self.line.fileno()
@@ -48,16 +49,16 @@ class _Worker:
         with suppress(BrokenPipeError):  # it has died: the end of its line says so
             self.line.send(json.dumps({"turn": turn.number}).encode())
 
-    def over(self) -> tuple[Turn, str | None] | None:
-        """The turn that it was at and what brought its lab down; None where it was at none and has died."""
+    def over(self) -> tuple[Turn, str | None]:
+        """The turn that it was at, and what brought its lab down."""
         try:
             said = self.line.recv(_MOST_BYTES)
         except ConnectionResetError:
             said = b""
+        assert self.turn is not None
         turn, self.turn = self.turn, None
-        if turn is None:
-            return None
-        return turn, json.loads(said)["error"] if said else "its worker died"
+        self.died = not said
+        return turn, "its worker died" if self.died else json.loads(said)["error"]
 
 
 def beside_each_other(
@@ -75,11 +76,10 @@ def beside_each_other(
             _next(worker, waiting, begin)
         while busy := [worker for worker in standing if worker.turn is not None]:
             for worker in select.select(busy, [], [])[0]:
-                found = worker.over()
-                if found is None:
-                    continue
-                yield found
-                _next(worker, waiting, begin)
+                yield worker.over()
+                if worker.died and waiting:
+                    standing.append(_started(turns, attempt))
+                _next(standing[-1] if worker.died else worker, waiting, begin)
     finally:
         for worker in standing:
             worker.line.close()

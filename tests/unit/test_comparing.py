@@ -171,12 +171,26 @@ def test_workers_share_the_turns_each_in_a_universe_of_its_own(tmp_path: Path) -
 
 @pytest.mark.usefixtures("possible")
 def test_a_worker_that_dies_takes_its_run_down_and_no_other(tmp_path: Path) -> None:
+    """Whoever works beside it is busy all the while, so all that waits is done by the one in its place."""
+    last = tmp_path / "last"
+    os.mkfifo(last)
+
     def attempt(turn: Turn) -> Exception | None:
         if turn.number == 1:
             os._exit(9)
+        if turn.number == 2:
+            last.read_bytes()
+        if turn.number == 6:
+            last.write_bytes(b"")
         return None
 
     found = dict(worked(tmp_path, 2, attempt))
     assert found.pop(1) == "its worker died"
     assert set(found.values()) == {None}
     assert sorted(found) == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.usefixtures("possible")
+def test_if_every_worker_dies_every_turn_is_over_all_the_same(tmp_path: Path) -> None:
+    found = dict(worked(tmp_path, 2, lambda _: os._exit(9)))
+    assert found == dict.fromkeys(range(1, 7), "its worker died")

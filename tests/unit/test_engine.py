@@ -259,7 +259,7 @@ def test_the_source_does_not_wait_until_the_targets_copy_is_gone() -> None:
 
     class TakesItsTime(FakeTarget):
         def discard(self) -> None:
-            assert runs_on.wait(5), "the guest waits"
+            assert runs_on.wait(15), "the guest waits"
             super().discard()
 
     quiet = guest()

@@ -234,7 +234,7 @@ def test_ruff() -> None:
     run("ruff", "check", "--no-cache", "--output-format=concise", "netns", "testbed", "tests")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_types() -> None:
     """A first run reads the libraries' types too: a minute on two busy cores."""
     cache = ROOT / ".mypy_cache" if os.access(ROOT, os.W_OK) else Path(os.devnull)

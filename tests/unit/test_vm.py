@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -184,7 +185,8 @@ def test_it_ends_a_machine_that_does_not_end(tmp_path: Path, monkeypatch: pytest
         boot, "command", lambda _: ["sh", "-c", "echo vm: booted; printf half; exec sleep 60"]
     )
     lines: list[str] = []
-    assert not boot.boot(None, tmp_path / "console", 0.5, lines.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(boot, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(lines)))
+    assert not boot.boot(None, tmp_path / "console", 50, lines.append)  # type: ignore[arg-type]
     assert lines == ["vm: booted"]
 
 
