@@ -37,7 +37,7 @@ _SYSCTL = Path("/proc/sys")
 _CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
 
 
-_CARRIER_DEADLINE_S = 5.0
+_CARRIER_DEADLINE_S = 30.0
 
 
 class TopologyError(Exception):

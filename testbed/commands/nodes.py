@@ -15,7 +15,7 @@ from testbed.commands.standing import Lab, answered, leave, node_names, the_lab
 if TYPE_CHECKING:
     from testbed.standing.registry import Entry
 
-LAB_END_S = 1.0
+LAB_END_S = 3.0
 """How long after what ran in it the first process of a lab ends at the latest, when the lab goes down."""
 
 Node = Annotated[

@@ -264,9 +264,9 @@ class Course:
         guest = lab.vms[move.vm]
         stats = running_stats(guest)
         if stats is not None:
-            # The host that has the guest now has announced, and given it stragglers, since it answered.
+            # Since it answered, the host that has the guest now has announced, given it stragglers, heard it.
             if guest.owner == move.target:
-                target = target | {"counts": stats["counts"]}
+                target = target | {one: stats[one] for one in ("counts", "first_heard_ns")}
             else:
                 source = source | {"counts": stats["counts"]}
         events = lab.recorder.events[one.events_from :]

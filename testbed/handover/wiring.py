@@ -22,7 +22,7 @@ MOST_GUESTS = 16
 
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
 _IFF_NOARP = 0x80  # linux/if.h
-_CARRIER_DEADLINE_S = 5.0
+_CARRIER_DEADLINE_S = 30.0
 _SYSCTL = Path("/proc/sys/net")
 _CONGESTION_CONTROL = "cubic"
 

@@ -86,6 +86,8 @@ class Agent:
         self._trackers = probe()
         self._hosted: HostedGuest | None = None
         self._guest_is_gone = False
+        self._arrived: ArrivingGuest | None = None
+        """How the guest that is here came, if it came."""
         self._import_path: list[str] = []
         self._late_until_ns = 0
         self._last: dict[str, Any] = {}
@@ -195,6 +197,7 @@ class Agent:
     def _guest(self, guest: HostedGuest | None) -> None:
         self._hosted = guest
         self._guest_is_gone = False
+        self._arrived = None
 
     def _stragglers_to_watch(self, guest: HostedGuest) -> tuple[int, ...]:
         return guest.network.late_descriptors() if time.monotonic_ns() < self._late_until_ns else ()
@@ -276,9 +279,9 @@ class Agent:
                 channel.close()
                 gc.enable()
         assert self._guest is not None
+        self._arrived = arriving
         self._late_until_ns = time.monotonic_ns() + LATE_FRAMES_NS
-        first_ns = arriving.first_heard_ns()
-        return {"resumed_ns": resumed_ns, "first_heard_ns": first_ns, "counts": self._guest.network.counts}
+        return {"resumed_ns": resumed_ns, "counts": self._guest.network.counts}
 
     def _live_on(self, guest: HostedGuest, error: Exception) -> int:
         """Something failed after the guest had become this host's: it lives all the same, unless it is dead.
@@ -368,7 +371,8 @@ class Agent:
         if self._guest is None:
             return None
         stats = self._guest.process.ask({"do": "stats"})
-        return {"guest": stats, "counts": self._guest.network.counts}
+        first_ns = None if self._arrived is None else self._arrived.first_heard_ns()
+        return {"guest": stats, "counts": self._guest.network.counts, "first_heard_ns": first_ns}
 
     def _sample(self, message: dict[str, Any]) -> dict[str, Any]:
         """Watch how the guest writes; whatever else is asked meanwhile ends it early."""

@@ -58,6 +58,7 @@ class ArrivingGuest:
         self._cut = False
         self._held: list[bytes] = []
         self._open_ns = 0
+        self._first_heard_ns: int | None = None
 
     @property
     def hosted(self) -> HostedGuest | None:
@@ -219,8 +220,10 @@ class ArrivingGuest:
 
     def first_heard_ns(self) -> int | None:
         """When the guest's first frame left this host (CLOCK_MONOTONIC); None where it has not spoken."""
-        heard_ns = self.guest.network.egress.times_ns()
-        return min((t_ns for t_ns in heard_ns if t_ns >= self._open_ns), default=None)
+        if self._first_heard_ns is None:
+            heard_ns = self.guest.network.egress.times_ns()
+            self._first_heard_ns = min((t_ns for t_ns in heard_ns if t_ns >= self._open_ns), default=None)
+        return self._first_heard_ns
 
     def settle(self) -> HostedGuest:
         """After the migration: let go of what only the move needed; returns the guest, which is this host's

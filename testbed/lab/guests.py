@@ -106,7 +106,7 @@ class LabGuest:
         )
 
     def stats(self) -> dict[str, Any] | None:
-        """What it says of itself now: {"guest", "counts"}; None where its host has it not."""
+        """What it says of itself now: {"guest", "counts", "first_heard_ns"}; None where it is not."""
         stats = self.line(self.owner).ask({"do": "stats"}, ANSWER_DEADLINE_S)
         return None if stats is None else dict(stats)
 

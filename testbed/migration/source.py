@@ -432,8 +432,9 @@ class Source:
         """Let the target run the guest. With shared storage it claims the guest first, and says so."""
         self._ownership.note(Event.COMMIT_SENT)
         self._vm.committing()
+        leaves_ns = self._clock()  # before what follows from it
         self._send(*wire.frame_messages(self._frames), wire.Commit())
-        self._trace.event("mark", name="committed")
+        self._trace.event("mark", name="committed", t_ns=leaves_ns)
         if self._vm.arbiter is not None:
             self._receive(wire.Owned)
             self._ownership.note(Event.RESUMED_HEARD)

@@ -11,8 +11,9 @@ from testbed.kernel import tcp_repair as kernel
 from testbed.tcp.segments import is_ipv4
 from testbed.tcp.state import ConnectionState
 
-PATIENCE_S = 0.1
-"""Loopback delivers within the call that sends, except when soft interrupts wait for their thread."""
+PATIENCE_S = 2.0
+"""Loopback delivers within the call that sends, except when soft interrupts wait for their thread, and that
+one for a processor."""
 
 
 class Injector:

@@ -14,7 +14,7 @@ from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
 from tests.kernel.features import has, require_tracker
-from tests.system.labs import PRELOAD, Witness, failed_checks, migrate
+from tests.system.labs import PRELOAD, SMALL, Witness, failed_checks, lab_of, migrate, move
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
@@ -226,6 +226,18 @@ def test_a_guest_that_does_not_converge_stays_where_it_is_if_asked(tmp_path: Pat
     assert len(result.rounds) == 2
     assert result.clients.broken == 0
     assert [check.name for check in result.checks if not check.passed] == ["migrated"]
+
+
+def test_when_a_guest_was_first_heard_is_known_however_late_it_speaks(tmp_path: Path) -> None:
+    """Nobody asks it anything until the migration is over and both agents have answered."""
+    with lab_of(SMALL, tmp_path) as lab:
+        lab.boot()
+        _, answer = move(lab)
+        lab.start_clients()
+        stats = lab.vm.stats()
+        assert stats is not None
+        assert stats["first_heard_ns"] > answer["resumed_ns"]
+        lab.stop_clients([])
 
 
 def test_the_silence_on_the_wire_is_known_of_a_guest_that_is_seldom_asked(tmp_path: Path) -> None:
