@@ -132,8 +132,8 @@ class PacketProbe(Probe):
 
     def report(self, windows: Sequence[Window]) -> dict[str, Any]:
         """As of every probe, and in packets: `lost`, `duplicated`, `reordered`, `late` (came after they had
-        been given up), `corrupted`; `one_way`: how long they took `there` and `back`, where the other end
-        says when it had them, else None.
+        been given up), `corrupted`; `round_trip`: how long it took until they were back; `one_way`: how long
+        they took `there` and `back`, where the other end says when it had them, else None.
         """
         if not self.busy():
             for flow in self.flows:
@@ -157,6 +157,7 @@ class PacketProbe(Probe):
             "reasons": dict(sorted(self.reasons.items())),
             "bytes_corrupted": total("bytes_corrupted"),
             **{name: total(name) for name in ("lost", "duplicated", "reordered", "late", "corrupted")},
+            "round_trip": round_trip(samples),
             "one_way": one_way(samples),
             "skipped": self.skipped,
             "latest_ns": self.latest_ns,
@@ -346,7 +347,7 @@ class Flow:
         return Samples(sent[final], received[final], number, came[final], handled[final])
 
     def row(self, waits: Waits, windows: Sequence[Window]) -> dict[str, Any]:
-        parts, of_all, log = split(waits, windows), figures(waits), self.log
+        parts, of_all, log, samples = split(waits, windows), figures(waits), self.log, self.samples()
         return {
             "connection": self.number,
             "local_port": 0,
@@ -372,8 +373,15 @@ class Flow:
             "reordered": log.reordered,
             "late": log.late,
             "corrupted": self.corrupted,
-            "one_way": one_way(self.samples()),
+            "round_trip": round_trip(samples),
+            "one_way": one_way(samples),
         }
+
+
+def round_trip(samples: Samples) -> dict[str, int] | None:
+    """How long it took until packets were back, in ns; None where none came."""
+    came = samples.answered
+    return _spread(samples.received_ns[came] - samples.sent_ns[came]) if came.any() else None
 
 
 def one_way(samples: Samples) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 No guest migrates. Runs inside a universe; what each error means is said in :mod:`testbed.measure.accuracy`.
 Frames are not held during a pause, as a migration would: the guest's kernel takes and acknowledges them, as
 for a process that got SIGSTOP. So nothing is sent again, and what is measured is the probe, not the handover.
+Pings are the exception, for they are answered by that kernel: for them frames *are* held.
 
 Pauses of one length do not come one after the other but shuffled in each repeat, so that what changes on the
 machine strikes all lengths alike, and at a random moment, so that their phase against the probes' turns is
@@ -139,11 +140,11 @@ def _pause(
     stalls: list[Stall] = []
     with Stand(trial.program, 1, folder / f"pauses-{trial.name}", request.client) as stand:
         stand.tap("client1")
-        stand.start("client1", [trial.request])
+        stand.start("client1", [trial.request], trial.family)
         stand.rest(WARM_S)
         for done, duration_ns in enumerate(order, 1):
             stand.rest(CALM_S + phase.uniform(0, PHASE_S))
-            stalls.append(stand.stall(duration_ns))
+            stalls.append(stand.stall(duration_ns, trial.still))
             witness.advance(done, len(order))
         stand.rest(CALM_S)
         report = stand.stop("client1", [stall.window for stall in stalls])
@@ -188,6 +189,8 @@ def pauses_of(trial: PauseTrial, deviations: Sequence[Deviation]) -> model.Pause
         kind=trial.kind,
         program=trial.program,
         probe=dict(trial.probe),
+        still=trial.still,
+        family=trial.family,
         interval_ms=trial.interval_ns / 1e6,
         noise_ms=_ms(statistics.median(one.measured_ns for one in quiet)) if quiet else None,
         lengths=[

@@ -284,6 +284,7 @@ def _known(member: Mapping[str, Any]) -> dict[str, Any]:
     """What only some kinds of probe know of a connection."""
     known: dict[str, Any] = {name: member.get(name) for name in ("lost", "duplicated", "reordered")}
     known["statuses"] = member.get("statuses")
+    known["round_trip_ms"] = _spread(member.get("round_trip"))
     ways = member.get("one_way") or {}
     known |= {f"one_way_{way}_ms": _spread(ways.get(way)) for way in ("there", "back")}
     if (rate := member.get("rate_mbit")) is not None:

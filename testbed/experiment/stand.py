@@ -18,6 +18,7 @@ from netns.capture_file import Reading
 from netns.forkserver import spawn
 from netns.link_figures import LinkFigures
 from testbed.clients.control import ClientControl
+from testbed.experiment.trials import Family, Still
 from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
@@ -61,10 +62,11 @@ class Stand:
             self._tracker = self.lab.boot()[self.lab.vm.name]["tracker"]
             self._stack = stack.pop_all()
 
-    def start(self, name: str, probes: Sequence[Mapping[str, Any]]) -> None:
+    def start(self, name: str, probes: Sequence[Mapping[str, Any]], family: Family = "ipv4") -> None:
         """Have the client `name` (client1, ...) probe the guest. Raises ClientFailed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        address = self.lab.vm.vm.ipv4
+        vm = self.lab.vm.vm
+        address = {"ipv4": vm.ipv4, "ipv6": vm.ipv6}[family]
         argument = {
             "name": name,
             "probes": [{"address": address, **probe} for probe in probes],
@@ -108,12 +110,13 @@ class Stand:
         )
         return Wire(one for one in frames if one is not None)
 
-    def stall(self, duration_ns: int) -> Stall:
-        """Stop the guest for about `duration_ns`; how long it really was. Zero stops nothing."""
+    def stall(self, duration_ns: int, still: Still = "guest") -> Stall:
+        """Stop the guest, or the way to it, for about `duration_ns`; how long it really was. Zero stops
+        nothing."""
         if not duration_ns:
             now_ns = time.monotonic_ns()
             return Stall(0, now_ns, now_ns)
-        order = {"do": "stall", "duration_ns": duration_ns}
+        order = {"do": "stall", "what": still, "duration_ns": duration_ns}
         told = self.lab.vm.line(self.lab.vm.owner).ask(order, ANSWER_DEADLINE_S + duration_ns / 1e9)
         return Stall(duration_ns, told["paused_ns"], told["running_ns"])
 

@@ -15,6 +15,9 @@ from netns.link_figures import DirectionFigures, LinkFigures
 from testbed.measure.accuracy import Definition
 from testbed.scenario.parts import Conditions
 
+Still = Literal["guest", "way"]
+Family = Literal["ipv4", "ipv6"]
+
 MS = 1_000_000
 PAUSES_NS = (0, 1 * MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 200 * MS)
 
@@ -22,7 +25,8 @@ PAUSES_NS = (0, 1 * MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 200 * MS)
 @dataclass(frozen=True)
 class PauseTrial:
     """`probe` against pauses of a guest that runs `program`; what its waits are, and the longest time in
-    which it asks nothing."""
+    which it asks nothing. A guest's kernel answers pings though its program is stopped: for them it is the
+    way to the guest that stands `still`, by which frames are held and released, as in a switchover."""
 
     name: str
     kind: str
@@ -32,6 +36,8 @@ class PauseTrial:
     interval_ns: int
     on_wire: bool = True
     """Whether its waits can be found again in a capture: not where a kernel's buffer lies in between."""
+    still: Still = "guest"
+    family: Family = "ipv4"
 
     @property
     def request(self) -> dict[str, Any]:
@@ -108,6 +114,7 @@ _BRIDGED_NS = 150 * MS
 """A reader at 256 MiB/s goes on for so long from a receive buffer of 32 MiB and a send buffer of 4 MiB, the
 most that there are by default (net.ipv4.tcp_rmem, tcp_wmem): shorter pauses it need not notice."""
 
+_PINGS = {"rate_per_s": 1000.0}
 _READ = {"rate_bytes_per_s": 1 << 28}
 _MODEST = {"rate_bytes_per_s": 16 << 20}
 _BUCKET_NS = 2 * MS
@@ -124,6 +131,8 @@ PAUSES = (
     PauseTrial("churn", "churn", "echo", {"rate_per_s": 200.0}, REQUEST, 5 * MS),
     PauseTrial("ledger", "ledger", "kv", {"program": "kv", **_FOUR}, REQUEST, _GRID_NS),
     PauseTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, DELIVERY, MS),
+    PauseTrial("icmp", "icmp", "echo", _PINGS, DELIVERY, MS, still="way"),
+    PauseTrial("icmp, IPv6", "icmp", "echo", _PINGS, DELIVERY, MS, still="way", family="ipv6"),
     PauseTrial("download", "download", "bulk", {}, SILENCE, _BRIDGED_NS),
     PauseTrial("upload", "upload", "bulk", _MODEST, SILENCE, _BUCKET_NS),
     PauseTrial("ramp", "ramp", "ramp", _READ, REQUEST, _BRIDGED_NS, False),
@@ -207,6 +216,7 @@ def _delay(what: str, true: Truth, *path: str) -> Reading:
 
 
 _ROUND_TRIP = _delay("round trip", _both_ms, "waits", "p50_ns")
+_PING = _delay("round trip", _both_ms, "round_trip", "p50_ns")
 _CONNECT = _delay("connect", _both_ms, "connect", "waits", "p50_ns")
 _ONE_WAY = (
     _delay("one way there", _there_ms, "one_way", "there", "p50_ns"),
@@ -238,6 +248,7 @@ CONDITIONS = (
     ConditionTrial("udp", "udp", "echo", {"rate_per_s": 1000.0}, *_LOSSY, _LOSSES),
     ConditionTrial("download", "download", "bulk", {}, *_SLOW, _DOWN),
     ConditionTrial("upload", "upload", "bulk", {}, *_SLOW, _UP),
+    ConditionTrial("icmp", "icmp", "echo", _PINGS, *_FAR_THERE_AND_BACK, (_PING,)),
     ConditionTrial("icmp", "icmp", "echo", {"rate_per_s": 500.0}, *_LOSSY, _LOSSES),
 )
 

@@ -358,13 +358,18 @@ class Agent:
         return FaultyTrace(self._trace, fault, host)
 
     def _stall(self, message: dict[str, Any]) -> dict[str, int]:
-        """Stop the guest for a known time where it is: what clients measure can be held against that."""
+        """Stop the guest, or the way to it, for a known time where it is: what clients measure can be held
+        against that."""
         if self._guest is None:
             raise LocalError(f"{self._site.name} has no guest")
         duration_ns = message["duration_ns"]
         if not isinstance(duration_ns, int) or not 0 <= duration_ns <= MOST_STALL_NS:
             raise LocalError(f"a guest is stalled for 0 to {MOST_STALL_NS} ns, not for {duration_ns!r}")
-        paused_ns, running_ns = self._guest.process.stall(duration_ns)
+        if message.get("what") == "way":
+            paused_ns, running_ns = self._guest.network.hold_up(duration_ns)
+            self._late_until_ns = running_ns + LATE_FRAMES_NS
+        else:
+            paused_ns, running_ns = self._guest.process.stall(duration_ns)
         return {"paused_ns": paused_ns, "running_ns": running_ns}
 
     def _stats(self, _: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ milliseconds and the switchover has none.
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -185,6 +187,17 @@ class GuestNetwork:
         """Holding is off: what is held here is lost."""
         self._release.release(frames, rewrite=self._rewrite)
         self._frames.drain()
+
+    def hold_up(self, duration_ns: int) -> tuple[int, int]:
+        """Hold what comes for the guest for so long, then give it to it; when that began and when it ended
+        (CLOCK_MONOTONIC, ns)."""
+        begun_ns = time.monotonic_ns()
+        self.divert()
+        while (left_ns := begun_ns + duration_ns - time.monotonic_ns()) > 0:
+            select.select([], [], [], left_ns / 1e9)
+        ended_ns = time.monotonic_ns()
+        self.deliver([])
+        return begun_ns, ended_ns
 
     def late_descriptors(self) -> tuple[int, ...]:
         """Descriptors that poll as readable when :meth:`deliver_late` has something to deliver."""

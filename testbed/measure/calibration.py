@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,12 +51,15 @@ class Pauses(_Model):
     """One probe against pauses of known length. `error`, `own` and `of_pause` are of all that were not zero
     (`own` is null where a capture cannot tell the probe's frames), `late` is by how much its stamps lag;
     `interval_ms` is the longest time in which the probe asks nothing; `noise_ms` is the median of its longest
-    wait in 10 ms in which nothing was done. `probe` is what its client was told."""
+    wait in 10 ms in which nothing was done. `probe` is what its client was told; `still` stood the guest, or
+    the way to it."""
 
     name: str
     kind: str
     program: str
     probe: dict[str, Any]
+    still: Literal["guest", "way"]
+    family: Literal["ipv4", "ipv6"]
     interval_ms: float
     noise_ms: float | None
     lengths: list[Length]

@@ -161,10 +161,10 @@ class Rate(_Model):
 class Connection(_Model):
     """One probe's connection (or, for churn, all of that client's) to the guest `vm`, as its client saw it.
 
-    What its kind does not know is null. Of numbered packets: how long they took `one_way_there_ms` (until the
-    service had them) and `one_way_back_ms`, and how many were `lost`, came twice (`duplicated`) or after a
-    later one (`reordered`). Of a bulk transfer: its `rate_mbit`, and `stalled_ms`, the longest time without a
-    byte. Of HTTP: how often each `statuses` came.
+    What its kind does not know is null. Of numbered packets: how long they took until they were back
+    (`round_trip_ms`), of it `one_way_there_ms` (until the service had them) and `one_way_back_ms`; how many
+    were `lost`, came twice (`duplicated`) or after a later one (`reordered`). Of a bulk transfer: its
+    `rate_mbit`, and `stalled_ms`, the longest time without a byte. Of HTTP: how often each `statuses` came.
 
     `asked_late_ms` is how late the probe itself was at most to send what was due, since it began, because
     this machine did not let it run. Of a guest that paused meanwhile it can have seen less than there was.
@@ -180,6 +180,7 @@ class Connection(_Model):
     retransmits: int
     broken: str | None
     vm: str = "vm1"
+    round_trip_ms: Gap | None = None
     one_way_there_ms: Gap | None = None
     one_way_back_ms: Gap | None = None
     lost: int | None = None

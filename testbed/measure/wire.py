@@ -20,14 +20,17 @@ from testbed.measure.accuracy import Definition, Sight
 
 SNAP_BYTES = 128
 """Of a frame, so much is looked at: the headers up to TCP's flags."""
-_IPV4, _TCP, _UDP, _SYN = 0x0800, 6, 17, 0x02
-_ETHERNET, _UDP_HEADER = 14, 8
+_IPV4, _IPV6 = 0x0800, 0x86DD
+_ICMP, _TCP, _UDP, _ICMPV6, _SYN = 1, 6, 17, 58, 0x02
+_ETHERNET, _IPV6_HEADER, _UDP_HEADER = 14, 40, 8
+_ECHO, _ECHO_REPLY = {_ICMP: 8, _ICMPV6: 128}, {_ICMP: 0, _ICMPV6: 129}
+"""The type of a message that asks, and of its answer (RFC 792, RFC 4443)."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame with data of TCP or UDP, or with SYN, that came to the client or left it (`leaves`), when
-    (CLOCK_MONOTONIC, ns), and the client's port."""
+    """A frame with data of TCP or UDP, or with SYN, or with an ICMP echo, that came to the client or left it
+    (`leaves`), when (CLOCK_MONOTONIC, ns), and the client's port: of an echo its identifier."""
 
     t_ns: int
     leaves: bool
@@ -35,20 +38,31 @@ class Frame:
 
 
 def frame(t_ns: int, leaves: bool, data: bytes) -> Frame | None:
-    """What is to be known of an Ethernet frame with IPv4 in it; None where it carries nothing, or something
-    else."""
-    if len(data) < 38 or int.from_bytes(data[12:14]) != _IPV4 or data[23] not in (_TCP, _UDP):
+    """What is to be known of an Ethernet frame with IP in it; None where it carries nothing, or something
+    else. IPv6 with extension headers is something else."""
+    if len(data) < _ETHERNET + 24:
         return None
-    header_bytes = (data[14] & 15) * 4
-    at = _ETHERNET + header_bytes
-    payload_bytes = int.from_bytes(data[16:18]) - header_bytes
-    port = int.from_bytes(data[at : at + 2] if leaves else data[at + 2 : at + 4])
-    if data[23] == _UDP:
-        return Frame(t_ns, leaves, port) if payload_bytes > _UDP_HEADER else None
-    if len(data) < at + 14:
+    kind = int.from_bytes(data[12:14])
+    if kind == _IPV4:
+        header_bytes, protocol = (data[14] & 15) * 4, data[23]
+        payload_bytes = int.from_bytes(data[16:18]) - header_bytes
+    elif kind == _IPV6:
+        header_bytes, protocol = _IPV6_HEADER, data[20]
+        payload_bytes = int.from_bytes(data[18:20])
+    else:
         return None
-    carries = payload_bytes > (data[at + 12] >> 4) * 4
-    return Frame(t_ns, leaves, port) if carries or (data[at + 13] & _SYN and leaves) else None
+    transport = data[_ETHERNET + header_bytes :]
+    port = int.from_bytes(transport[:2] if leaves else transport[2:4])
+    if protocol == _UDP:
+        carries = payload_bytes > _UDP_HEADER
+    elif protocol == _TCP and len(transport) >= 14:
+        carries = payload_bytes > (transport[12] >> 4) * 4 or bool(transport[13] & _SYN and leaves)
+    elif protocol in _ECHO and len(transport) >= 6:
+        carries = transport[0] == (_ECHO if leaves else _ECHO_REPLY)[protocol]
+        port = int.from_bytes(transport[4:6])
+    else:
+        carries = False
+    return Frame(t_ns, leaves, port) if carries else None
 
 
 @dataclass(frozen=True)

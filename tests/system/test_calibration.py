@@ -17,7 +17,7 @@ from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED, WRONG_REQ
 from testbed.experiment import machine
 from testbed.experiment.calibration import Request, calibrate
 from testbed.experiment.stand import Stand
-from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES
+from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES, Family
 from testbed.host.control import CommandFailed
 from testbed.lab.lab import PRELOAD
 from testbed.measure import calibration as model
@@ -76,11 +76,31 @@ def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) 
 
 @pytest.mark.universe(preload=PRELOAD)
 def test_known_loss_is_counted_as_the_link_counts_it(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, conditions=named(CONDITIONS, "icmp"))
+    (trial,) = [one for one in named(CONDITIONS, "icmp") if one.readings[0].what == "lost"]
+    calibration = calibrated(tmp_path, conditions=(trial,))
     require("a link that says what it lost", lambda: not calibration.left_out)
     (lost,) = calibration.conditions
     assert lost.true > 0
     assert abs(lost.error) <= 10, (lost.true, lost.measured)
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.universe(preload=PRELOAD)
+def test_pings_wait_while_the_way_to_the_guest_stands_still_and_none_is_lost(
+    tmp_path: Path, family: Family
+) -> None:
+    """Its kernel would answer them while its program is stopped."""
+    with Stand("echo", 1, tmp_path / "stand") as stand:
+        stand.start("client1", [{"kind": "icmp", "rate_per_s": 200.0}], family)
+        stand.rest(0.1)
+        stall = stand.stall(500 * MS, "way")
+        assert stall.length_ns >= 500 * MS
+        stand.rest(0.1)
+        seen = stand.stop("client1", [stall.window])
+    assert (seen["lost"], seen["duplicated"], seen["reordered"]) == (0, 0, 0)
+    (during,) = seen["during"]
+    assert during["longest_ns"] > 400 * MS
+    assert seen["round_trip"]["max_ns"] > 400 * MS > seen["round_trip"]["p50_ns"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -20,17 +21,46 @@ def ethernet(protocol: int, ports: tuple[int, int], payload: bytes, flags: int =
         transport = struct.pack("!HHIIBBHHH", *ports, 1, 1, 8 << 4, flags, 0, 0, 0) + bytes(12)
     else:
         transport = struct.pack("!HHHH", *ports, 8 + len(payload), 0)
-    length = 24 + len(transport) + len(payload)
-    header = struct.pack("!BBHHHBBH", 0x46, 0, length, 0, 0, 64, protocol, 0) + bytes(12)
-    return bytes(12) + b"\x08\x00" + header + transport + payload
+    return over_ipv4(protocol, transport + payload)
 
 
+def over_ipv4(protocol: int, packet: bytes) -> bytes:
+    header = struct.pack("!BBHHHBBH", 0x46, 0, 24 + len(packet), 0, 0, 64, protocol, 0) + bytes(12)
+    return bytes(12) + b"\x08\x00" + header + packet
+
+
+def over_ipv6(whole: bytes) -> bytes:
+    """The same in IPv6."""
+    transport = whole[14 + 24 :]
+    header = struct.pack("!IHBB", 6 << 28, len(transport), whole[23], 64) + bytes(32)
+    return whole[:12] + b"\x86\xdd" + header + transport
+
+
+@pytest.mark.parametrize("convert", [bytes, over_ipv6])
 @pytest.mark.parametrize("leaves", [True, False])
 @pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, socket.IPPROTO_UDP])
-def test_data_is_seen_with_the_clients_port(protocol: int, leaves: bool) -> None:
+def test_data_is_seen_with_the_clients_port(
+    protocol: int, leaves: bool, convert: Callable[[bytes], bytes]
+) -> None:
     ports = (40000, 7000) if leaves else (7000, 40000)
-    assert frame(5, leaves, ethernet(protocol, ports, b"x")) == Frame(5, leaves, 40000)
-    assert frame(5, leaves, ethernet(protocol, ports, b"", ACK)) is None
+    assert frame(5, leaves, convert(ethernet(protocol, ports, b"x"))) == Frame(5, leaves, 40000)
+    assert frame(5, leaves, convert(ethernet(protocol, ports, b"", ACK))) is None
+
+
+@pytest.mark.parametrize(
+    ("convert", "protocol", "ask", "answer"),
+    [(bytes, socket.IPPROTO_ICMP, 8, 0), (over_ipv6, socket.IPPROTO_ICMPV6, 128, 129)],
+)
+def test_an_echo_is_seen_with_its_identifier(
+    convert: Callable[[bytes], bytes], protocol: int, ask: int, answer: int
+) -> None:
+    def echo(kind: int) -> bytes:
+        return convert(over_ipv4(protocol, struct.pack("!BBHHH", kind, 0, 0xBEEF, 77, 1)))
+
+    assert frame(5, True, echo(ask)) == Frame(5, True, 77)
+    assert frame(5, False, echo(answer)) == Frame(5, False, 77)
+    for leaves, kind in ((True, answer), (False, ask), (True, 3)):
+        assert frame(5, leaves, echo(kind)) is None
 
 
 def test_a_connection_asked_for_is_a_request() -> None:
@@ -45,9 +75,9 @@ def test_what_is_neither_is_passed_over() -> None:
 
 
 def test_a_cut_frame_is_no_error() -> None:
-    whole = ethernet(socket.IPPROTO_TCP, (40000, 7000), b"x")
-    for length in range(len(whole)):
-        assert frame(5, True, whole[:length]) in (None, Frame(5, True, 40000))
+    for whole in (over_ipv6(tcp := ethernet(socket.IPPROTO_TCP, (40000, 7000), b"x")), tcp):
+        for length in range(len(whole)):
+            assert frame(5, True, whole[:length]) in (None, Frame(5, True, 40000))
 
 
 FRAMES = [

@@ -250,20 +250,22 @@ def test_a_client_has_a_column_for_what_its_probe_knows_besides() -> None:
         "broken": None,
     }
     rows = [
+        {**row, "probe": "icmp", "round_trip_ms": {"p50": 0.7, "p99": 1.0, "max": 6.0}},
         {**row, "probe": "udp", "lost": 2, "one_way_there_ms": {"p50": 0.5, "p99": 1.0, "max": 4.0}},
         {**row, "probe": "download", "rate_mbit": {"before": 900.0, "during": 450.0, "after": None}},
         {**row, "probe": "http", "statuses": {"200": 9, "500": 1}},
     ]
     table = tables.clients({"clients": {"each": rows}})
     assert table is not None
-    names = ["one way there", "lost", "rate before, during, after", "statuses"]
+    names = ["round trip", "one way there", "lost", "rate before, during, after", "statuses"]
     assert [one for one in table.columns if one in names] == names
     cells = {
         (line[0], name): cell for line in table.rows for name, cell in zip(table.columns, line, strict=True)
     }
     assert cells["client1 udp", "lost"] == "2"
     assert cells["client1 udp", "one way there"] == "0.5 ms (at most 4 ms)"
-    assert cells["client1 download", names[2]] == "900 Mbit/s, 450 Mbit/s, -"
+    assert cells["client1 icmp", "round trip"] == "0.7 ms (at most 6 ms)"
+    assert cells["client1 download", names[3]] == "900 Mbit/s, 450 Mbit/s, -"
     assert cells["client1 http", "statuses"] == "200: 9, 500: 1"
     assert cells["client1 http", "lost"] == "-"
 

@@ -70,6 +70,7 @@ def _figure(key: str, value: Any) -> str:
 
 
 MORE_OF_CLIENTS = {
+    "round_trip_ms": "round trip",
     "one_way_there_ms": "one way there",
     "one_way_back_ms": "one way back",
     "lost": "lost",
