@@ -41,11 +41,10 @@ def bench(
     chosen = _with_room(chosen, named=bool(names))
 
     def inside(folder: Path) -> int:
-        from rich.console import Console
-
+        from testbed.report.console import printer
         from testbed.report.figures import Silence, show_figures
 
-        say = Console(stderr=True, highlight=False, quiet=quiet).print
+        say = printer(stderr=True, quiet=quiet).print
         figures: list[Figure] = []
         for one in chosen:
             say(f"{one}: {BENCHES[one].__doc__}", style="dim")
@@ -54,7 +53,7 @@ def bench(
         if json_:
             print((folder / "figures.json").read_text(), end="")
         else:
-            show_figures(Console(highlight=False), figures)
+            show_figures(printer(), figures)
         return PASSED if all(one.holds for one in figures) else CHECK_FAILED
 
     finish(inside_universe(runs, "bench", inside))

@@ -58,13 +58,12 @@ def _kinds(asked_for: list[str]) -> tuple[str, ...]:
 
 
 def _show(request: Request, name: str, folder: Path, *, as_json: bool, quiet: bool) -> int:
-    from rich.console import Console
-
     from testbed.experiment.calibration import calibrate as do_all
     from testbed.experiment.machine import keep
     from testbed.report.calibration import Progress, show_calibration
+    from testbed.report.console import printer
 
-    console = Console(stderr=as_json, highlight=False)
+    console = printer(stderr=as_json)
     with Progress(console, quiet) as progress:
         calibration = do_all(request, name, folder, progress)
     kept = None

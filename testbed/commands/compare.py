@@ -132,14 +132,13 @@ def _check_memory_of_all(request: Request) -> None:
 
 
 def _show(request: Request, folder: Path, import_path: list[str], *, as_json: bool, quiet: bool) -> int:
-    from rich.console import Console
-
     from testbed.experiment.compare import COMPARISON, compare
     from testbed.report.comparison import leave_page, show_comparison
+    from testbed.report.console import printer
     from testbed.report.figures import Silence
     from testbed.report.terminal import Progress
 
-    console = Console(stderr=as_json, highlight=False)
+    console = printer(stderr=as_json)
     say = Progress(console, quiet).say
     if request.workers > 1:
         tell(

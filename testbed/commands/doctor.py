@@ -14,16 +14,15 @@ def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Try what a run needs of this machine: whether it is there, what is lost without it, how to get it."""
-    from rich.console import Console
-
     from testbed.doctor.examination import as_json, examine, missing
     from testbed.doctor.table import show
+    from testbed.report.console import printer
 
     findings = examine()
     if json_:
         print(json.dumps(as_json(findings), indent=2))
     else:
-        show(Console(highlight=False), findings)
+        show(printer(), findings)
     absent = missing(findings)
     if absent:
         first = absent[0]

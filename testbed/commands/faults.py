@@ -70,12 +70,11 @@ def _sweep(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    from rich.console import Console
-
     from testbed.experiment.sweep import Sweep
+    from testbed.report.console import printer
     from testbed.report.faults import show_cell, show_faults
 
-    console = Console(stderr=as_json, highlight=False)
+    console = printer(stderr=as_json)
     cells = []
     path = folder / "faults.json"
     with Sweep(options, folder, import_path) as sweep:

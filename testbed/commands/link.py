@@ -170,14 +170,13 @@ def _change(step: dict[str, Any], name: str | None, as_json: bool) -> None:
 
 
 def _show(told: Message, as_json: bool) -> None:
-    from rich.console import Console
-
+    from testbed.report.console import printer
     from testbed.report.links import show_links
 
     if as_json:
         print(json.dumps(told["links"], indent=2))
     else:
-        show_links(Console(highlight=False), told["links"])
+        show_links(printer(), told["links"])
 
 
 def _asked(lab: str, request: Message) -> Message:

@@ -62,12 +62,11 @@ def predict(
     import_path = check_possible(options)
 
     def inside(folder: Path) -> int:
-        from rich.console import Console
-
         from testbed.experiment.foreseeing import foreseen_in_a_lab
+        from testbed.report.console import printer
         from testbed.report.terminal import Progress
 
-        progress = Progress(Console(stderr=True), json_)
+        progress = Progress(printer(stderr=True), json_)
         _show(foreseen_in_a_lab(scenario, folder, import_path, table, progress), as_json=json_)
         return PASSED
 
@@ -75,12 +74,11 @@ def predict(
 
 
 def _show(foresight: Foresight, *, as_json: bool) -> None:
-    from rich.console import Console
-
+    from testbed.report.console import printer
     from testbed.report.prediction import show_prediction
 
     foretold = foresight.foretold(0, foresight.scenario.manner())
     if as_json:
         print(json.dumps(foretold.told().model_dump(), indent=2))
     else:
-        show_prediction(Console(highlight=False), foretold.told(), foretold.prediction.course)
+        show_prediction(printer(), foretold.told(), foretold.prediction.course)

@@ -24,8 +24,7 @@ def ps(
 ) -> None:
     """Which labs stand; with --name what is in one: its nodes with their processes, its guest and where that
     is, and what its clients see just now."""
-    from rich.console import Console
-
+    from testbed.report.console import printer
     from testbed.standing import registry
     from testbed.standing.client import Conversation
 
@@ -36,14 +35,14 @@ def ps(
         if json_:
             print(json.dumps(_as_json(entry) | told, indent=2))
         else:
-            _show_one(Console(highlight=False), entry, told)
+            _show_one(printer(), entry, told)
         finish(PASSED)
     forget_the_dead()
     rows = [(entry, _asked(entry)) for entry in registry.standing()]
     if json_:
         print(json.dumps([_as_json(entry) | told for entry, told in rows], indent=2))
     else:
-        _show_all(Console(highlight=False), rows)
+        _show_all(printer(), rows)
     finish(PASSED)
 
 

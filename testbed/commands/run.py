@@ -96,10 +96,11 @@ def run(
 
 def _introduce(scenario: Scenario) -> None:
     """What it is for, before it runs."""
-    from rich.console import Console
     from rich.padding import Padding
 
-    console = Console(highlight=False)
+    from testbed.report.console import printer
+
+    console = printer()
     console.print(f"\n{scenario.name}", style="bold")
     for text in filter(None, (scenario.shows, scenario.expect)):
         console.print(Padding(text, (0, 0, 0, 2)))
@@ -185,15 +186,16 @@ def scenarios(
             )
         )
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from testbed.report.console import printer
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for one in shelf:
         table.add_row(one.name, one.shows)
-    Console(highlight=False).print(table)
+    printer().print(table)
 
 
 def _loaded(words: Sequence[str]) -> list[Scenario]:

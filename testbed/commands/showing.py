@@ -47,14 +47,13 @@ def run_shown(
     options: Options | None = None,
 ) -> int:
     """Run `scenario` inside a universe; its exit status. `options` where it comes of some."""
-    from rich.console import Console
-
     from testbed.experiment.run import run
+    from testbed.report.console import printer
     from testbed.report.live import Live
     from testbed.report.live_state import BEAT_MS
     from testbed.report.terminal import Progress, show_summary
 
-    console = Console(stderr=show.as_json, highlight=False)
+    console = printer(stderr=show.as_json)
     with ExitStack() as screen:
         if show.live:
             view: Witness = screen.enter_context(Live(console, cast_of(scenario)))

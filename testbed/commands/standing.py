@@ -148,13 +148,12 @@ def _pass_on(message: Message, witness: Live | Progress) -> None:
 def migrate_standing(name: str, step: dict[str, Any], show: Show) -> NoReturn:
     """Do a step that migrates in a lab that stands, show how it goes and what came of it, and end the
     command."""
-    from rich.console import Console
-
     from testbed.measure.result import Result
+    from testbed.report.console import printer
     from testbed.report.terminal import show_summary
     from testbed.standing.client import Conversation
 
-    console = Console(stderr=show.as_json, highlight=False)
+    console = printer(stderr=show.as_json)
     try:
         with answered(), Conversation.with_lab(name) as lab, lent(show.live):
             told = _watched(lab, step, show, console)

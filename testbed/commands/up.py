@@ -146,16 +146,16 @@ def _scenario(options: Options, word: str | None, given: list[str], name: str) -
 
 
 def _show(message: Message, quiet: bool) -> None:
-    from rich.console import Console
+    from testbed.report.console import printer
 
     if "say" in message and not quiet:
-        Console(highlight=False).print(str(message["say"]), style="dim", markup=False)
+        printer().print(str(message["say"]), style="dim", markup=False)
 
 
 def _show_standing(told: Message, name: str) -> None:
-    from rich.console import Console
+    from testbed.report.console import printer
 
-    console = Console(highlight=False)
+    console = printer()
     option = f" --name {name}"
     console.print(f"lab {name} stands", style="bold green")
     for command, what in (

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from testbed.measure.result import Predicted, Result, Span
+from testbed.report.console import printer
 from testbed.report.terminal import _print_hanging, show_summary
 from testbed.scenario.units import format_size
 from tests.unit.test_comparison import result
@@ -75,3 +76,22 @@ def test_of_one_guest_its_name_is_left_out_and_what_crossed_is_summed() -> None:
 def test_a_client_that_may_have_slept_through_a_wait_is_named() -> None:
     slept = clients(row(10, 6.0, asked_late_ms=95.0))
     assert "client1 asked up to 95 ms late" in shown(result(5.0).model_copy(update={"clients": slept}))
+
+
+# ---- off a terminal
+
+
+def test_what_goes_to_a_file_is_as_wide_as_the_widest_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    printer().print("x" * 110)
+    assert capsys.readouterr().out == "x" * 110 + "\n"
+
+
+def test_columns_decides_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    printer(stderr=True).print("x" * 110)
+    assert [len(line) for line in capsys.readouterr().err.splitlines()] == [40, 40, 30]
