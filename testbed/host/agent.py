@@ -330,7 +330,7 @@ class Agent:
             "audited": outcome.audited,
             "left_behind": outcome.left_behind,
             "refrozen": departing.refrozen,
-            "urgent": departing.urgency.granted,
+            "urgent": departing.urgency.granted and not departing.urgency.given_up,
             "last_heard_ns": departing.last_heard_ns,
             "counts": departing.counts,
         }

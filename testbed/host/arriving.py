@@ -120,6 +120,9 @@ class ArrivingGuest:
         self.guest.network.cut()
         self.guest.network.announcer.announce()
 
+    def give_way(self) -> None:
+        self.urgency.give_way()
+
     def load(self, device: wire.Device) -> bool:
         self._take_in_frames()
         if device.version != devices.VERSION:

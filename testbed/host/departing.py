@@ -116,6 +116,9 @@ class DepartingGuest:
         self._registers = answer["registers"]
         self._connections = [(slot, fd) for slot, fd, kind in sockets if kind == "connection"]
 
+    def give_way(self) -> None:
+        self.urgency.give_way()
+
     def devices(self) -> Iterator[wire.Device]:
         yield _device(devices.REGISTERS, devices.encode_registers(self._registers))
         for batch in devices.batches((slot, self._freeze(slot, fd)) for slot, fd in self._connections):

@@ -3,7 +3,9 @@
 A switchover is a chain of some ten wake-ups on two hosts, and each waits for a processor. With more runnable
 processes than processors (clients, guests, whatever else the machine does) the waiting is most of the
 blackout. A real-time class, lowest priority, takes it away for these few milliseconds (sched(7)). It needs
-CAP_SYS_NICE on the machine itself, so an ordinary user does without; the result says which.
+CAP_SYS_NICE on the machine itself, so an ordinary user does without; so does a switchover that copies for
+long, for two agents on two processors would keep the clients from running, who are what is measured. The
+result says which.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ _ORDINARY = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
 
 class Urgency:
     """Makes processes urgent and ordinary again; pid 0 is this one. `granted` says whether the system allowed
-    it."""
+    it, `given_up` whether it was done without all the same."""
 
     def __init__(self) -> None:
         self._raised: list[int] = []
         self.granted = True
+        self.given_up = False
 
     def raise_for(self, pids: Iterable[int]) -> None:
         """Make `pids` urgent. Where that is not allowed nothing changes but `granted`. ProcessLookupError if
@@ -34,6 +37,11 @@ class Urgency:
                 self.granted = False
                 return
             self._raised.append(pid)
+
+    def give_way(self) -> None:
+        """Be ordinary for what takes long."""
+        self.given_up = True
+        self.lower()
 
     def lower(self) -> None:
         """Make ordinary again what :meth:`raise_for` made urgent, if it still lives. May be called at any

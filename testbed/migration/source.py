@@ -36,6 +36,7 @@ from testbed.migration.strategy import (
     Verdict,
     decide,
     message_pages,
+    takes_long,
 )
 
 M = TypeVar("M", bound=wire.Message)
@@ -73,6 +74,10 @@ class SourceVM(Protocol):
 
     def pause(self) -> None:
         """Stop the guest at the end of a step and cut its ingress: frames for it are held from here on."""
+        ...
+
+    def give_way(self) -> None:
+        """What is left to copy takes long: others are not to be kept from the processors meanwhile."""
         ...
 
     def devices(self) -> Iterator[wire.Device]:
@@ -397,6 +402,8 @@ class Source:
     def _switchover(self) -> bytes:
         """Everything that is left crosses; returns the root digest of the source's RAM."""
         self._pending |= self._collect()
+        if takes_long(len(self._pending)):
+            self._vm.give_way()
         self._send_pages(len(self._rounds) + 1, self._pending)
         self._final_pages = len(self._pending)
         self._trace.event("mark", name="pages-sent", pages=self._final_pages)

@@ -18,6 +18,8 @@ MESSAGE_NS = 100_000_000
 FIRST_MESSAGE_PAGES = 64
 LEAST_MESSAGE_PAGES = 16
 MOST_MESSAGE_PAGES = 4096  # wire.MAX_PAGES_A_MESSAGE, which `testbed --help` need not load
+LONG_COPY_PAGES = 2048
+"""8 MiB: some milliseconds of a processor."""
 WORTH_MEASURING = 1 << 20  # bytes; a shorter round says more about latency than about bandwidth
 
 
@@ -103,3 +105,9 @@ def message_pages(pages: int, duration_ns: int) -> int:
     if duration_ns < MESSAGE_NS // 4:
         return min(pages * 2, MOST_MESSAGE_PAGES)
     return pages
+
+
+def takes_long(pages: int) -> bool:
+    """Whether copying `pages` in the blackout is so much work that others are to have their share of the
+    processors meanwhile."""
+    return pages > LONG_COPY_PAGES

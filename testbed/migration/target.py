@@ -23,6 +23,7 @@ from testbed.migration.errors import (
 from testbed.migration.ownership import Event, of_target
 from testbed.migration.phases import Phase, Progress
 from testbed.migration.source import TraceLike
+from testbed.migration.strategy import takes_long
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -49,6 +50,10 @@ class TargetVM(Protocol):
     def take_network(self) -> None:
         """The guest is paused and cut off at the source: announce once, hold the frames that now arrive
         here."""
+        ...
+
+    def give_way(self) -> None:
+        """What is left to copy takes long: others are not to be kept from the processors meanwhile."""
         ...
 
     def load(self, device: wire.Device) -> bool:
@@ -186,6 +191,8 @@ class Target:
         return pages
 
     def _switchover(self, last: wire.RoundBegin) -> wire.StateEnd:
+        if takes_long(last.pages):
+            self._vm.give_way()
         final = self._take_round(last)
         self._digests.update(self._memory, final)
         self._trace.event("mark", name="pages-received", pages=len(final))

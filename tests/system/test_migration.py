@@ -10,9 +10,11 @@ import jsonschema
 import pytest
 
 from testbed.handover.announcement import SCHEDULE_MS
+from testbed.host.urgency import Urgency
 from testbed.measure.result import SCHEMA_FILE, Result
 from testbed.memory.tracking import NAMES
 from testbed.migration.phases import ORDER
+from testbed.scenario.options import Mode
 from tests.kernel.features import has, require_tracker
 from tests.system.labs import PRELOAD, SMALL, Witness, failed_checks, lab_of, migrate, move
 
@@ -226,6 +228,18 @@ def test_a_guest_that_does_not_converge_stays_where_it_is_if_asked(tmp_path: Pat
     assert len(result.rounds) == 2
     assert result.clients.broken == 0
     assert [check.name for check in result.checks if not check.passed] == ["migrated"]
+
+
+@pytest.mark.parametrize(("mode", "short"), [("live", True), ("stop-and-copy", False)])
+def test_agents_are_urgent_in_a_switchover_unless_it_takes_long(
+    tmp_path: Path, mode: Mode, short: bool
+) -> None:
+    """Two that copy for long on two processors would keep the clients from asking."""
+    allowed = Urgency()
+    allowed.raise_for([0])
+    allowed.lower()
+    result = migrate(tmp_path, mode=mode)
+    assert result.environment["urgent_switchover"] is (short and allowed.granted)
 
 
 def test_when_a_guest_was_first_heard_is_known_however_late_it_speaks(tmp_path: Path) -> None:

@@ -211,6 +211,9 @@ class FakeSource:
         self.state = "paused"
         self._call("pause")
 
+    def give_way(self) -> None:
+        self._call("give_way")
+
     def devices(self) -> Iterator[wire.Device]:
         self._call("devices")
         yield from self.device_list
@@ -273,6 +276,9 @@ class FakeTarget:
 
     def take_network(self) -> None:
         self._call("take_network")
+
+    def give_way(self) -> None:
+        self._call("give_way")
 
     def load(self, device: wire.Device) -> bool:
         self._call("load")

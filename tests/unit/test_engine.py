@@ -15,7 +15,7 @@ from testbed.measure.trace import Trace
 from testbed.memory import page_map
 from testbed.memory.pages import PageSet
 from testbed.memory.region import Region
-from testbed.migration import wire
+from testbed.migration import strategy, wire
 from testbed.migration.errors import Cancelled, CommitInDoubt, NotConverging, PeerLost, PeerRefused
 from testbed.migration.source import LOST_PEER_DEADLINE_S, Plan
 from testbed.migration.strategy import Policy
@@ -74,6 +74,18 @@ def test_the_steps_come_in_the_order_of_the_design() -> None:
     assert source.calls == ["hold_handshakes", "pause", *switchover]
     before, after = ["provision", "prepare", "load", "take_network", "ready"], ["owned", "announce", "start"]
     assert target.calls == [*before, *after]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_where_the_last_copy_takes_long_both_give_way(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it: agents that nobody may interrupt would keep the clients from asking."""
+    source, target = guest(), FakeTarget()
+    source.tracker.collect = lambda: PageSet.from_indices([3, 4])  # type: ignore[method-assign]
+    monkeypatch.setattr(strategy, "LONG_COPY_PAGES", 1 if long else 2)
+    assert meet(source, target).outcome is not None
+    given = ["give_way"] if long else []
+    assert source.calls[:4] == ["hold_handshakes", "pause", *given, "devices", "silence"][:4]
+    assert target.calls[:4] == ["provision", "prepare", *given, "load", "take_network"][:4]
 
 
 def test_untouched_and_zero_pages_are_not_sent_as_data() -> None:

@@ -28,3 +28,15 @@ def test_who_may_be_urgent_by_a_limit_alone_becomes_ordinary_again(monkeypatch: 
     assert urgency.granted
     urgency.lower()
     assert policy & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+
+
+def test_who_gives_way_is_ordinary_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = {1: os.SCHED_OTHER, 2: os.SCHED_OTHER}
+    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, new, _: policies.__setitem__(pid, new))
+    urgency = Urgency()
+    urgency.raise_for(policies)
+    assert {one & ~os.SCHED_RESET_ON_FORK for one in policies.values()} == {os.SCHED_RR}
+    assert not urgency.given_up
+    urgency.give_way()
+    assert {one & ~os.SCHED_RESET_ON_FORK for one in policies.values()} == {os.SCHED_OTHER}
+    assert (urgency.granted, urgency.given_up) == (True, True)
