@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from netns.namespace import Namespace
 from testbed.host import devices
-from testbed.tcp.freeze import freeze, unchanged
+from testbed.tcp.freeze import freeze, freeze_again
 from testbed.tcp.state import ConnectionState
 from testbed.tcp.thaw import prepare, release, thaw
 
@@ -32,7 +32,8 @@ def rehearse(guest: Namespace) -> None:
         for turn in range(TIMES):
             client.send(b"rehearsal")
             state = freeze(server)
-            unchanged(server, state)
+            client.send(b"late")
+            state = freeze_again(server, state)
             data = devices.encode_sockets([(turn, state)])
             server.close()
             [(_, decoded)] = devices.decode_sockets(data)

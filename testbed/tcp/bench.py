@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from testbed.tcp.freeze import freeze, unchanged
+from testbed.tcp.freeze import freeze, freeze_again
 from testbed.tcp.handshakes import HalfOpen
 from testbed.tcp.state import ConnectionState, decode, encode
 from testbed.tcp.thaw import prepare, release, thaw
@@ -41,7 +41,7 @@ def _move(address: str, family: socket.AddressFamily, connections: int, unread: 
     gc.freeze()
 
     states: list[ConnectionState] = _each("freeze", freeze, servers)
-    _each("unchanged", lambda pair: unchanged(pair[0], pair[1]), zip(servers, states, strict=True))
+    _each("look again", lambda pair: freeze_again(pair[0], pair[1]), zip(servers, states, strict=True))
     encoded = _each("encode", encode, states)
     decoded = _each("decode", decode, encoded)
     for server in servers:
