@@ -80,6 +80,10 @@ class Running:
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
         (os.killpg if group else os.kill)(self._process.pid, number)
 
+    def seen(self) -> psutil.Process:
+        """The command's own process, whose children are those that it has forked."""
+        return psutil.Process(self._process.pid)
+
     def stop_reading(self) -> None:
         """As a reader that has seen enough, head(1) for one."""
         assert self._process.stdout is not None
