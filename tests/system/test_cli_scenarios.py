@@ -24,6 +24,15 @@ connections = 1
 interval = "2ms"
 """
 
+GIVES_UP = """[migration]
+mode = "live"
+max_bandwidth = "100mbit"
+max_rounds = 1
+on_stall = "give-up"
+downtime_limit = "0ms"
+"""
+"""The round takes most of a second, in which the guest writes something, if it comes to run at all."""
+
 
 def write(folder: Path, name: str, more: str = "") -> str:
     (folder / f"{name}.toml").write_text(SMALL + more)
@@ -43,8 +52,7 @@ def test_a_scenario_runs_and_leaves_its_result(tmp_path: Path) -> None:
 
 def test_several_end_with_the_worst_and_print_an_array(tmp_path: Path) -> None:
     impossible = write(tmp_path, "impossible", '[[check]]\nfigure = "blackout_ms"\nat_most = "1ns"\n')
-    given_up = '[migration]\nmode = "live"\nmax_rounds = 1\non_stall = "give-up"\ndowntime_limit = "0ms"\n'
-    stays = write(tmp_path, "stays", given_up)
+    stays = write(tmp_path, "stays", GIVES_UP)
     ended = run(tmp_path, "run", write(tmp_path, "fine"), impossible, stays, "--json", "--no-report")
     assert ended.status == CHECK_FAILED, ended.err
     assert ended.err == ""
@@ -60,9 +68,7 @@ def test_several_end_with_the_worst_and_print_an_array(tmp_path: Path) -> None:
 
 
 def test_a_scenario_that_shows_a_rollback_succeeds_by_showing_it(tmp_path: Path) -> None:
-    text = 'waive = ["migrated"]\n' + SMALL
-    text += '[migration]\nmax_rounds = 1\non_stall = "give-up"\ndowntime_limit = "0ms"\n'
-    (tmp_path / "stays.toml").write_text(text)
+    (tmp_path / "stays.toml").write_text('waive = ["migrated"]\n' + SMALL + GIVES_UP)
     ended = run(tmp_path, "run", "stays.toml", "--json", "--no-report")
     assert ended.status == PASSED, ended.err
     assert json.loads(ended.out)["outcome"] == "rolled-back"
