@@ -57,7 +57,7 @@ class Sneaky(Program):
 
 
 class Faulty(Program):
-    """Raises at the thousandth request."""
+    """Raises at the hundredth request."""
 
     port = 7000
 
@@ -66,8 +66,8 @@ class Faulty(Program):
 
     def received(self, connection: Connection) -> None:
         self.requests.add(1)
-        if self.requests.value == 1000:
-            raise ZeroDivisionError("the thousandth request")
+        if self.requests.value == 100:
+            raise ZeroDivisionError("the hundredth request")
         connection.send(connection.inbox)
         connection.consume(len(connection.inbox))
 

@@ -50,6 +50,8 @@ def test_a_migration_that_gives_up_ends_with_four_and_the_guest_alive(tmp_path: 
     hot = (
         "--dirty-rate",
         "50000",
+        "--working-set",
+        "16MiB",
         "--max-bandwidth",
         "300mbit",
         "--max-rounds",

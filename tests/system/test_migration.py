@@ -40,6 +40,10 @@ are urgent, and while they copy clients have no processor to ask on.
 """
 
 
+SLOW_ROUNDS = {"ram_bytes": 32 << 20, "max_bandwidth_bits_per_s": 100_000_000}
+"""More than a second for the first, and tenths of one for those after it: the guest writes in each."""
+
+
 def assert_unbroken(result: Result) -> None:
     assert result.outcome == "completed", [one.reason for one in result.migrations]
     assert not failed_checks(result)
@@ -159,7 +163,7 @@ def test_with_holding_frames_no_client_has_to_retransmit(tmp_path: Path) -> None
 @pytest.mark.parametrize("tracker", NAMES)
 def test_each_tracker_carries_a_guest_that_writes(tmp_path: Path, tracker: str) -> None:
     require_tracker(tracker)
-    result = migrate(tmp_path, tracker=tracker, dirty_rate_pages_per_s=5000)
+    result = migrate(tmp_path, tracker=tracker, **SLOW_ROUNDS)
     assert_unbroken(result)
     assert result.environment["tracker"] == tracker
     assert sum(one.pages for one in result.rounds[1:]) > 0, "nothing was written: this was no test"
@@ -185,7 +189,7 @@ def test_a_guest_that_writes_behind_the_trackers_back_is_rolled_back_and_lives(
     tmp_path: Path, tracker: str
 ) -> None:
     require_tracker(tracker)
-    result = migrate(tmp_path, program="tests.system.programs:Sneaky", tracker=tracker)
+    result = migrate(tmp_path, program="tests.system.programs:Sneaky", tracker=tracker, **SLOW_ROUNDS)
     assert result.outcome == "rolled-back"
     assert result.migrations[0].reason is not None
     assert "RAM" in result.migrations[0].reason
@@ -197,7 +201,8 @@ def test_a_guest_that_writes_behind_the_trackers_back_is_rolled_back_and_lives(
 
 
 def test_the_digest_tracker_sees_what_page_tables_do_not(tmp_path: Path) -> None:
-    assert_unbroken(migrate(tmp_path, program="tests.system.programs:Sneaky", tracker="digest"))
+    result = migrate(tmp_path, program="tests.system.programs:Sneaky", tracker="digest", **SLOW_ROUNDS)
+    assert_unbroken(result)
 
 
 def test_state_outside_ram_does_not_come_along(tmp_path: Path) -> None:
