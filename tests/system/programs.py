@@ -75,7 +75,7 @@ class Faulty(Program):
 class Hasty(DurableKeyValue):
     """A durable store that tells of a write before it is on the disk: it holds no connection.
 
-    The changes of its first hundred turns go to the log as always, later ones stay in RAM, so that whenever
+    The changes of its first ten turns go to the log as always, later ones stay in RAM, so that whenever
     it is killed some were told that no disk has.
     """
 
@@ -85,7 +85,7 @@ class Hasty(DurableKeyValue):
 
     def turn_ended(self) -> None:
         self.turns.add()
-        if self.turns.value <= 100:
+        if self.turns.value <= 10:
             super().turn_ended()
 
     def _carry_out(self, connection: Connection, replies: list[bytes]) -> tuple[int, Then]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,14 @@ def standing(folder: Path, **options: Any) -> Iterator[Lab]:
         yield lab
 
 
+def watch_until(lab: Lab, done: Callable[[dict[str, Any]], bool]) -> None:
+    """Until `done` of what the guest says of itself."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not ((stats := lab.vm.stats()) and done(stats["guest"])):
+        assert time.monotonic() < deadline_s, stats
+        lab.watch(0.1, ignored)
+
+
 def test_nothing_is_lost_that_was_acknowledged_on_a_journey(tmp_path: Path) -> None:
     result = migrate(tmp_path, migrations=3, **DURABLE)
     assert result.outcome == "completed"
@@ -62,11 +71,12 @@ def test_a_guest_that_is_killed_is_booted_from_its_disk_and_held_to_its_word(
     described = planned.guest
     monkeypatch.setattr(planned, "guest", lambda *asked: replace(described(*asked), program=program))
     with standing(tmp_path, storage_server=server, **DURABLE) as lab:
+        watch_until(lab, lambda guest: guest["steps"] > 500)
         fault = Fault(Phase.PRECOPY, Kind.GUEST_KILLED)
         killed, _ = move(lab, import_path=IMPORT_PATH, fault=fault)
         assert "error" in killed
         lab.restart(lab.vm, IMPORT_PATH)
-        lab.watch(1.5, ignored)
+        watch_until(lab, lambda guest: guest["connections"] == SMALL.connections)
         probes = [probe for summary in lab.stop_clients([]).values() for probe in summary["probes"]]
     assert sum(probe["broken"] for probe in probes) == SMALL.connections
     assert all(probe["acknowledged"] > 0 for probe in probes)
