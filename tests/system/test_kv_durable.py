@@ -44,7 +44,7 @@ def test_redis_benchmark_through_moves_and_a_cold_boot() -> None:
     require("redis-benchmark", lambda: subprocess.run(["redis-benchmark", "--version"], capture_output=True))
     redis = importlib.import_module("redis")
     medium = Medium(DISK_BYTES)
-    options = ["-q", "-n", "5000", "-c", "20", "-P", "4", "-r", "1000", "-d", "300", "-t", "set,incr,mset"]
+    options = ["-q", "-n", "2500", "-c", "20", "-P", "4", "-r", "1000", "-d", "300", "-t", "set,incr,mset"]
     with ExitStack() as stack:
         agent = start(stack, medium)
         with subprocess.Popen(
