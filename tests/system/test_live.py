@@ -39,7 +39,8 @@ def without_codes(written: bytes) -> str:
 
 
 def test_a_terminal_gets_the_picture_and_then_the_summary(tmp_path: Path) -> None:
-    with on_terminal(tmp_path, *QUICK, "--baseline", "2s") as terminal:
+    """A machine that was slow to draw is spared for a while, which may be all of one migration."""
+    with on_terminal(tmp_path, *QUICK, "--baseline", "2s", "--migrations", "3") as terminal:
         terminal.wait_for("longest wait in each 50 ms")
         assert not terminal.settings_now()[3] & ECHO, "what is typed would stand in the picture"
         seen = len(terminal.written)
