@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed.experiment.run import run_options
+from testbed.experiment.run import run
 from testbed.faults.kinds import Fault
 from testbed.lab.lab import PRELOAD, Lab, OnEvent
 from testbed.lab.migrations import Move
@@ -48,9 +48,13 @@ class Witness:
         self.events.append(event)
 
 
-def migrate(folder: Path, witness: Witness | None = None, **options: Any) -> Result:
+def migrate(
+    folder: Path, witness: Witness | None = None, *, aftermath_ns: int = 10**9, **options: Any
+) -> Result:
     """Run :data:`SMALL` with `options` changed; the result. The repository is on the guest's import path."""
-    return run_options(replace(SMALL, **options), "test", folder, witness or Witness(), [str(REPOSITORY)])
+    asked = replace(SMALL, **options)
+    scenario = scenario_of(asked, "test").model_copy(update={"aftermath_ns": aftermath_ns})
+    return run(scenario, folder, witness or Witness(), [str(REPOSITORY)], asked)
 
 
 def ignored(_: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from tests.system.labs import PRELOAD, SMALL, Witness, failed_checks, lab_of, mi
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
 ROUND_FRAMES = 2  # of one announcement: ARP for IPv4, a neighbour advertisement for IPv6
+ALL_HEARD_NS = 2_000_000_000
+"""An aftermath after which the last announcement, sent in its first half second, has been told of too."""
 RTO_FLOOR_MS = 200  # TCP_RTO_MIN, include/net/tcp.h
 LONG_BLACKOUT = {
     "mode": "stop-and-copy",
@@ -55,7 +57,7 @@ def test_a_live_migration_leaves_every_client_unbroken_and_a_result_that_fits_it
     tmp_path: Path,
 ) -> None:
     witness = Witness()
-    result = migrate(tmp_path, witness)
+    result = migrate(tmp_path, witness, aftermath_ns=ALL_HEARD_NS)
     assert_unbroken(result)
     stored = json.loads((tmp_path / "result.json").read_text())
     jsonschema.validate(stored, json.loads(SCHEMA_FILE.read_text()))
@@ -109,7 +111,7 @@ def test_stop_and_copy_moves_the_guest_without_a_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("announce", ["garp-request", "garp-reply", "rarp"])
 def test_any_announcement_makes_the_switch_relearn(tmp_path: Path, announce: str) -> None:
-    result = migrate(tmp_path, announce=announce)
+    result = migrate(tmp_path, announce=announce, aftermath_ns=ALL_HEARD_NS)
     assert_unbroken(result)
     assert result.network.announcements_seen == result.network.announcements_sent > 0
     assert result.network.switch_relearned_ms is not None
@@ -189,7 +191,8 @@ def test_a_guest_that_writes_behind_the_trackers_back_is_rolled_back_and_lives(
     tmp_path: Path, tracker: str
 ) -> None:
     require_tracker(tracker)
-    result = migrate(tmp_path, program="tests.system.programs:Sneaky", tracker=tracker, **SLOW_ROUNDS)
+    sneaky = "tests.system.programs:Sneaky"
+    result = migrate(tmp_path, program=sneaky, tracker=tracker, aftermath_ns=ALL_HEARD_NS, **SLOW_ROUNDS)
     assert result.outcome == "rolled-back"
     assert result.migrations[0].reason is not None
     assert "RAM" in result.migrations[0].reason

@@ -16,14 +16,17 @@ from tests.system.labs import PRELOAD, REPOSITORY, Witness, failed_checks
 
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
-QUICK = 'baseline = "300ms"\naftermath = "1s"\n'
+QUICK = 'baseline = "300ms"\n'
+ALL_HEARD = "2s"
+"""An aftermath after which the last announcement, sent in its first half second, has been told of too."""
 GUEST = '[[vm]]\nram = "32MiB"\nload.working_set = "2MiB"\n'
 PROBE = '[[client.probe]]\nkind = "closed-loop"\nconnections = 2\ninterval = "2ms"\n'
 CLIENT = "[[client]]\n" + PROBE
 
 
-def ran(folder: Path, text: str) -> Result:
-    result = run(parse((QUICK + text).encode(), "test.toml", "test"), folder, Witness(), [str(REPOSITORY)])
+def ran(folder: Path, text: str, aftermath: str = "1s") -> Result:
+    text = f"{QUICK}aftermath = '{aftermath}'\n{text}"
+    result = run(parse(text.encode(), "test.toml", "test"), folder, Witness(), [str(REPOSITORY)])
     stored = json.loads((folder / "result.json").read_text())
     jsonschema.validate(stored, json.loads(SCHEMA_FILE.read_text()))
     return result
@@ -41,7 +44,7 @@ def assert_unbroken(result: Result) -> None:
 
 def test_guests_that_change_places_at_once_keep_their_clients_and_their_news_apart(tmp_path: Path) -> None:
     text = GUEST + GUEST + "host = 'host-b'\nprogram = 'kv'\n" + CLIENT + CLIENT + "vm = 'vm2'\n"
-    result = ran(tmp_path, text + "[[step]]\nmigrate = ['vm1', 'vm2']\n")
+    result = ran(tmp_path, text + "[[step]]\nmigrate = ['vm1', 'vm2']\n", ALL_HEARD)
     assert_unbroken(result)
     moved = {one.vm: (one.source, one.target, one.owner) for one in result.migrations}
     assert moved == {"vm1": ("host-a", "host-b", "host-b"), "vm2": ("host-b", "host-a", "host-a")}
@@ -151,7 +154,7 @@ def test_a_network_that_is_slow_to_follow_keeps_clients_waiting_and_they_stay_co
 
 
 def test_the_first_announcements_are_lost_on_their_way_to_the_switch(tmp_path: Path) -> None:
-    result = ran(tmp_path, "network.drop_announcements = 2\n" + GUEST + CLIENT)
+    result = ran(tmp_path, "network.drop_announcements = 2\n" + GUEST + CLIENT, ALL_HEARD)
     assert_unbroken(result)
     network = result.migrations[0].network
     assert network.announcements_seen == network.announcements_sent - 2

@@ -27,6 +27,7 @@ def run_there(folder: Path, mac: str) -> Result:
         {
             "name": "three-places",
             "baseline": "300ms",
+            "aftermath": "2s",
             "vm": [{"program": "echo", "ram": "64MiB", "mac": mac}],
             "client": [{"name": name, "on": place, "probe": list(PROBES)} for name, place in PLACES.items()],
             "step": [{"migrate": "vm1"}],
