@@ -81,6 +81,7 @@ def main() -> NoReturn:
     except _UsageError as error:
         tell(_what_is_wrong(error))
         status = WRONG_REQUEST
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: once more changes nothing
     if status in ENDED_BY:
         with suppress(OSError):  # the terminal may be what is gone
             tell(f"ended by {ENDED_BY[status]}{_what_is_left(sys.argv[1:2])}")
