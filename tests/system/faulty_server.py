@@ -10,6 +10,8 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from netns.forkserver import ready
@@ -18,15 +20,17 @@ from testbed.measure.pattern import pattern
 # <linux/filter.h>: one instruction, BPF_RET|BPF_K with 0: keep no byte of any packet
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+LASTING = ("pause", "deaf")
 
 
 def serve(argument: dict[str, Any], fds: list[int]) -> int:
     """Echo on the listener `fds[0]` for ever. With the piece of input number `at` (from 1) do `fault`
     instead:
 
-    `pause`, `drop`, `flip`, `duplicate`, `reset`, `close`, `deaf` (packets of that connection are dropped for
-    a while), `die` (listener and all), or `none`. `[fault, begin_ns, end_ns]` is then written to the pipe
-    `fds[1]`.
+    `pause`, `drop`, `flip`, `duplicate`, `reset`, `close`, `deaf` (packets of that connection are dropped),
+    `die` (listener and all), or `none`. `[fault, begin_ns, end_ns]` is then written to the pipe `fds[1]`.
+    Those that last, `pause` and `deaf`, write `[fault, begin_ns]` first, and last until a byte comes from the
+    pipe `fds[2]`: nothing else is served meanwhile.
     """
     listener = socket.socket(fileno=fds[0])
     listener.setblocking(False)
@@ -47,8 +51,13 @@ def serve(argument: dict[str, Any], fds: list[int]) -> int:
             keep = bool(data)
             if data and pieces == argument["at"]:
                 begin_ns = time.monotonic_ns()
+                if argument["fault"] in LASTING:
+                    with _deaf(connection) if argument["fault"] == "deaf" else nullcontext():
+                        os.write(fds[1], json.dumps([argument["fault"], begin_ns]).encode() + b"\n")
+                        os.read(fds[2], 1)
+                end_ns = time.monotonic_ns()
                 keep = _misbehave(argument, connection, data, listener)
-                report = [argument["fault"], begin_ns, time.monotonic_ns()]
+                report = [argument["fault"], begin_ns, end_ns]
                 os.write(fds[1], json.dumps(report).encode() + b"\n")
             elif data:
                 connection.sendall(data)
@@ -62,10 +71,7 @@ def _misbehave(
 ) -> bool:
     """Whether the connection is to be kept."""
     match argument["fault"]:
-        case "none":
-            connection.sendall(data)
-        case "pause":
-            time.sleep(argument["ms"] / 1000)
+        case "none" | "pause" | "deaf":
             connection.sendall(data)
         case "drop":
             pass
@@ -78,9 +84,6 @@ def _misbehave(
             return False
         case "close":
             return False
-        case "deaf":
-            _go_deaf(connection, argument["ms"])
-            connection.sendall(data)
         case "die":
             listener.close()
             connection.sendall(data)
@@ -89,12 +92,13 @@ def _misbehave(
     return True
 
 
-def _go_deaf(connection: socket.socket, deaf_ms: float) -> None:
-    """Drop whatever arrives for `connection`, for `deaf_ms`: as good as lost on the wire."""
+@contextmanager
+def _deaf(connection: socket.socket) -> Iterator[None]:
+    """Drop whatever arrives for `connection`: as good as lost on the wire."""
     instructions = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
     program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instructions))  # struct sock_fprog
     connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    time.sleep(deaf_ms / 1000)
+    yield
     connection.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 

@@ -38,6 +38,7 @@ class Run:
 
     control: ClientControl
     report: int
+    release: int
     process: forkserver.Process
     server: forkserver.Process
     target: dict[str, Any]
@@ -51,6 +52,32 @@ class Run:
         assert select.select([self.report], [], [], DEADLINE_S)[0], "the server did not come to its fault"
         told: list[Any] = json.loads(os.read(self.report, 4096))
         return told
+
+    def begun(self) -> int:
+        """Wait until the server is at a deed that lasts until it is let go; when that began."""
+        _, begin_ns = self.told()
+        return int(begin_ns)
+
+    def let_go(self) -> int:
+        """End that deed; when it ended."""
+        os.write(self.release, b"\0")
+        return self.fault()[1]
+
+    def stand_still(self, ms: float) -> None:
+        """Until the client has asked nothing more for so long, by its own clock, and then once more: what was
+        due meanwhile has been asked by now."""
+        asked, since_ns, before_ns = -1, 0, 0
+        deadline_s = time.monotonic() + DEADLINE_S
+        while True:
+            beat = self.control.heartbeat()
+            requests = sum(probe["requests"] for probe in beat["probes"])
+            if requests != asked:
+                asked, since_ns = requests, beat["t_ns"]
+            elif before_ns - since_ns >= ms * MS:
+                return
+            before_ns = beat["t_ns"]
+            assert time.monotonic() < deadline_s, "the probes go on asking"
+            time.sleep(0.001)
 
     def go_on(self, requests: int) -> None:
         """Until so many more requests have been made in all."""
@@ -69,7 +96,6 @@ def running(
     *probes: dict[str, Any],
     fault: str = "none",
     at: int = 100,
-    ms: float = 50,
     count: int = 0,
     family: int = socket.AF_INET,
     server: str = "tests.system.faulty_server:serve",
@@ -81,12 +107,15 @@ def running(
         listener = stack.enter_context(socket.create_server((address, 0), family=family, backlog=1000))
         report, report_write = os.pipe()
         stack.callback(os.close, report)
+        release_read, release = os.pipe()
+        stack.callback(os.close, release)
         served = forkserver.spawn(
             server,
-            {"fault": fault, "at": at, "ms": ms, "count": count},
-            namespace=None, fds=[listener.fileno(), report_write], name="server",
+            {"fault": fault, "at": at, "count": count},
+            namespace=None, fds=[listener.fileno(), report_write, release_read], name="server",
         )
         os.close(report_write)
+        os.close(release_read)
         stack.enter_context(served).wait_ready(DEADLINE_S)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         target = {"address": address, "port": listener.getsockname()[1]}
@@ -102,7 +131,7 @@ def running(
         stack.callback(control.close)
         if start:
             control.start()
-        yield Run(control, report, process, served, target)
+        yield Run(control, report, release, process, served, target)
 
 
 def only(probe: dict[str, Any], **expected: int) -> None:
@@ -113,6 +142,8 @@ def only(probe: dict[str, Any], **expected: int) -> None:
 CLOSED = {"kind": "closed-loop", "connections": 4, "interval_us": 1000}
 OPEN = {"kind": "open-loop", "connections": 2, "rate_per_s": 500}
 CHURN = {"kind": "churn", "rate_per_s": 300}
+PAUSE_MS = 200
+"""Longer than a busy machine keeps anybody waiting. OPEN asks so often meanwhile."""
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
@@ -132,28 +163,49 @@ def test_nothing_wrong_is_seen_where_nothing_is(probe: dict[str, Any], family: i
     assert seen["retransmits"] <= (seen["retransmits_needless"] if probe is OPEN else 0)
 
 
+def kept_waiting_ns(samples: dict[str, Any], connection: int, end_ns: int) -> int:
+    """How long a connection of OPEN waited up to `end_ns`, at least, for what came after: from the delivery
+    before, less what lay between the sending of both."""
+    mine = samples["connection"] == connection
+    sent, received = samples["sent_ns"][mine], samples["received_ns"][mine]
+    first = np.searchsorted(received, end_ns)
+    return int(end_ns - received[first - 1] - max(2 * MS, sent[first] - sent[first - 1]))
+
+
 @pytest.mark.parametrize("probe", [CLOSED, OPEN, CHURN], ids=lambda probe: str(probe["kind"]))
-def test_a_pause_is_seen_in_its_whole_length_and_in_its_window(probe: dict[str, Any]) -> None:
-    with running(probe, fault="pause", at=150, ms=50) as run:
-        begin_ns, end_ns = run.fault()
+def test_a_pause_is_seen_in_its_whole_length_and_in_its_window(probe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    with running(probe, fault="pause", at=150, samples=str(path)) as run:
+        begin_ns = run.begun()
+        if probe is OPEN:
+            run.go_on(PAUSE_MS)
+        else:
+            run.stand_still(PAUSE_MS)
+        end_ns = run.let_go()
         run.go_on(100)
         (seen,) = run.control.stop([(begin_ns, end_ns)])["probes"]
     only(seen)
-    # Less the sending interval in an open loop: the pause may begin right before a delivery was due.
-    least_ns = 50 * MS - (2 * MS if probe is OPEN else 0)
+    saved = np.load(path)
+    least_ns, apart_ns = end_ns - begin_ns, 0
+    if probe is OPEN:
+        least_ns = max(kept_waiting_ns(saved, connection, end_ns) for connection in range(2))
+        apart_ns = 2 * MS + seen["latest_ns"]
     (during,) = seen["during"]
     before, after = seen["quiet"]
     assert during["longest_ns"] >= least_ns
     assert seen["waits"]["longest_ns"] == max(part["longest_ns"] for part in (before, during, after))
     assert during["gap_ns"]["max"] == during["longest_ns"]
-    assert begin_ns - 50 * MS < during["longest_at_ns"] < end_ns
+    assert during["longest_at_ns"] < end_ns <= during["longest_at_ns"] + during["longest_ns"] + apart_ns
     for row in seen["per_connection"]:
-        assert row["during_ns"][0] >= (50 - 10) * MS, "every connection was kept waiting"
+        least_ns = kept_waiting_ns(saved, row["connection"], end_ns) if probe is OPEN else PAUSE_MS * MS
+        assert row["during_ns"][0] >= least_ns, "every connection was kept waiting"
 
 
 def test_turns_missed_are_skipped_and_counted_not_made_up_for() -> None:
-    with running(CLOSED, fault="pause", at=150, ms=50) as run:
-        run.fault()
+    with running(CLOSED, fault="pause", at=150) as run:
+        run.begun()
+        run.stand_still(50)
+        run.let_go()
         run.go_on(100)
         summary = run.control.stop()
     (seen,) = summary["probes"]
@@ -176,18 +228,16 @@ def test_a_client_that_could_not_run_says_how_late_it_asked(probe: dict[str, Any
 
 
 def test_a_report_while_the_server_pauses_leaves_the_wait_to_the_next() -> None:
-    with running({**CLOSED, "connections": 1}, fault="pause", at=50, ms=400) as run:
-        while run.control.heartbeat()["probes"][0]["longest_wait_ns"] < 50 * MS:
-            assert not select.select([run.report], [], [], 0.001)[0], "the pause went by unseen"
+    with running({**CLOSED, "connections": 1}, fault="pause", at=50) as run:
+        begin_ns = run.begun()
         between = run.control.report(deadline_s=0.01)["probes"][0]
-        assert not select.select([run.report], [], [], 0)[0], "reported while the server still paused"
-        run.fault()
+        end_ns = run.let_go()
         run.go_on(50)
         (seen,) = run.control.stop()["probes"]
     only(between)
     assert between["waits"]["count"] == between["requests"] - 1
     only(seen)
-    assert seen["waits"]["longest_ns"] >= 400 * MS
+    assert seen["waits"]["longest_ns"] >= end_ns - begin_ns
     assert seen["waits"]["count"] == seen["requests"]
 
 
@@ -287,21 +337,26 @@ def test_visits_to_a_closed_port_are_failed_connects() -> None:
     assert seen["connect"]["waits"]["count"] == seen["connections"] - seen["failed_connects"]
 
 
-def test_packets_lost_on_the_way_are_retransmits_of_the_connection_that_lost_them() -> None:
-    with running({**CLOSED, "connections": 3}, fault="deaf", ms=120) as run:
-        run.fault()
+def test_packets_lost_on_the_way_are_retransmits_of_the_connection_that_lost_them(tmp_path: Path) -> None:
+    with running({**CLOSED, "connections": 3}, fault="deaf") as run:
+        run.begun()
+        run.stand_still(120)
+        run.let_go()
         run.go_on(50)
         (seen,) = run.control.stop()["probes"]
     only(seen)
     assert seen["retransmits"] == 0, "nothing was on its way to that connection: it waited for its reply"
-    with running({**OPEN, "connections": 1}, fault="deaf", ms=120) as run:
-        begin_ns, end_ns = run.fault()
+    path = tmp_path / "samples.npz"
+    with running({**OPEN, "connections": 1}, fault="deaf", samples=str(path)) as run:
+        begin_ns = run.begun()
+        run.go_on(60)
+        end_ns = run.let_go()
         run.go_on(50)
         (seen,) = run.control.stop([(begin_ns, end_ns)])["probes"]
     only(seen)
     assert seen["retransmits"] >= 1
     assert seen["per_connection"][0]["retransmits"] == seen["retransmits"]
-    assert seen["during"][0]["longest_ns"] >= 100 * MS
+    assert seen["during"][0]["longest_ns"] >= kept_waiting_ns(np.load(path), 0, end_ns)
 
 
 RAMP = {"kind": "ramp", "rate_bytes_per_s": 20_000_000}
@@ -334,13 +389,13 @@ def test_a_server_that_is_not_there_is_told_at_the_start() -> None:
 
 
 def test_a_heartbeat_sees_a_wait_that_is_not_over() -> None:
-    with running(CLOSED, fault="pause", at=50, ms=400) as run:
+    with running(CLOSED, fault="pause", at=50) as run:
+        run.begun()
+        assert run.requests() >= 50  # of the waits that were over this heartbeat has told, and no other will
         deadline_s = time.monotonic() + DEADLINE_S
-        while (beat := run.control.heartbeat()["probes"][0])["longest_wait_ns"] < 100 * MS:
+        while run.control.heartbeat()["probes"][0]["longest_wait_ns"] < 100 * MS:
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
-        assert not select.select([run.report], [], [], 0)[0], "seen while the server still paused"
-        assert beat["requests"] >= 50
 
 
 def test_reports_in_between_forget_what_they_told_and_counters_go_on(tmp_path: Path) -> None:
@@ -418,13 +473,17 @@ def test_a_beat_takes_nothing_from_a_heartbeat(tmp_path: Path) -> None:
     path = tmp_path / "recorder"
     recorder = Recorder(path)
     try:
-        with running(CLOSED, fault="pause", at=150, ms=80, trace=str(path)) as run:
+        with running(CLOSED, fault="pause", at=150, trace=str(path)) as run:
             run.control.beat(10)
-            _, end_ns = run.fault()
             beats: list[dict[str, Any]] = []
-            while not beats or beats[-1]["t_ns"] < end_ns + 100 * MS:
-                assert select.select([recorder], [], [], DEADLINE_S)[0], "no beat any more"
-                beats += [event for event in recorder.receive() if event["event"] == "beat"]
+
+            def hear_until(t_ns: int) -> None:
+                while not beats or beats[-1]["t_ns"] < t_ns:
+                    assert select.select([recorder], [], [], DEADLINE_S)[0], "no beat any more"
+                    beats.extend(event for event in recorder.receive() if event["event"] == "beat")
+
+            hear_until(run.begun() + 60 * MS)
+            hear_until(run.let_go() + 100 * MS)
             longest = [beat["longest_wait_ns"] for beat in beats]
             assert max(longest) >= 60 * MS
             assert min(longest) < 60 * MS

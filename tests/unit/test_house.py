@@ -131,7 +131,6 @@ SLEEPS = {
     "testbed/tcp/handshakes.py": "counts half-open connections again, with a deadline: the kernel tells none",
     "testbed/tcp/injector.py": "waits for TCP to take an injected segment: the kernel has no event for it",
     "tests/system/faulty_datagrams.py": "being late is the fault that it makes",
-    "tests/system/faulty_server.py": "being late is the fault that it makes",
     "tests/system/tcp_moves.py": "looks again, with a deadline, for a state that no descriptor tells",
     "tests/system/test_clients.py": "looks again, with a deadline, for a state; keeps a client from running",
     "tests/system/test_tcp_handover.py": "gives a timer of the kernel's its time: it is to send nothing",
