@@ -334,7 +334,7 @@ def test_a_heartbeat_tells_of_the_visits_under_way_and_not_of_all_that_ever_were
 def test_visits_to_a_closed_port_are_failed_connects() -> None:
     with running(CHURN, fault="die", at=50) as run:
         run.fault()
-        run.go_on(60)
+        run.go_on(300)
         (seen,) = run.control.stop()["probes"]
     assert seen["failed_connects"] > 40
     assert seen["reasons"]["refused"] >= seen["failed_connects"] - seen["reasons"].get("reset", 0)
