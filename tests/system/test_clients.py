@@ -258,7 +258,7 @@ def test_a_reply_dropped_in_a_closed_loop_is_never_answered() -> None:
     with running(CLOSED, fault="drop") as run:
         begin_ns, _ = run.fault()
         run.go_on(100)
-        summary = run.control.stop(deadline_s=0.3)
+        summary = run.control.stop(deadline_s=1)
     (seen,) = summary["probes"]
     only(seen, broken=1, unanswered=1, bytes_lost=64)
     assert seen["reasons"] == {"unanswered": 1}
@@ -423,7 +423,7 @@ def test_samples_are_saved_as_they_were_taken(tmp_path: Path) -> None:
     with running(CLOSED, OPEN, CHURN, fault="drop", samples=str(path)) as run:
         run.fault()
         run.go_on(100)
-        summary = run.control.stop(deadline_s=0.3)
+        summary = run.control.stop(deadline_s=1)
     saved = np.load(path)
     for number, probe in enumerate(summary["probes"]):
         mine = saved["probe"] == number
@@ -439,11 +439,11 @@ def test_a_sample_that_was_given_up_says_so(probe: dict[str, Any], tmp_path: Pat
     with running(probe, fault="drop", samples=str(path)) as run:
         begin_ns, _ = run.fault()
         run.go_on(50)
-        run.control.stop(deadline_s=0.3)
+        run.control.stop(deadline_s=1)
     saved = np.load(path)
     (given_up,) = np.flatnonzero(~saved["answered"])
     assert saved["sent_ns"][given_up] <= begin_ns
-    assert saved["received_ns"][given_up] >= begin_ns + 300 * MS
+    assert saved["received_ns"][given_up] >= begin_ns + 1000 * MS
 
 
 @pytest.mark.parametrize("kind", ["closed-loop", "open-loop"])
