@@ -144,7 +144,7 @@ class Stand:
 
     def stop(self, name: str, windows: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
         """End what the client does; its one probe's report, with figures for each of `windows`."""
-        (probe,) = self._clients.pop(name).stop(windows)["probes"]
+        (probe,) = self._clients.pop(name).stop(windows, ANSWER_DEADLINE_S)["probes"]
         return dict(probe)
 
     def __enter__(self) -> Self:
