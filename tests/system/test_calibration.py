@@ -26,9 +26,10 @@ from tests.system.commands import SMALL, Running, adopting, left_behind, run
 from tests.unit.test_calibration import made
 
 MS = 1_000_000
-LONG_NS = 50 * MS
+LONG_NS = 500 * MS
+"""Longer than a busy machine keeps anybody waiting, and than what buffers hold lasts."""
 WIDE_MS = 40.0
-"""On a machine that does many other things the error of a pause may come near the pause itself."""
+"""On a machine that does many other things the error of one pause may be larger, but not of half of them."""
 
 
 class Silence:
@@ -38,7 +39,7 @@ class Silence:
 
 def calibrated(folder: Path, **request: Any) -> model.Calibration:
     """With no trials but those that are given, and few pauses."""
-    few: dict[str, Any] = {"pauses": (), "counts": (), "conditions": (), "repeats": 3}
+    few: dict[str, Any] = {"pauses": (), "counts": (), "conditions": (), "repeats": 5}
     return calibrate(Request(**few | {"lengths_ns": (0, LONG_NS)} | request), "test", folder, Silence())
 
 
@@ -58,16 +59,17 @@ def test_a_known_pause_is_measured_and_every_wrong_byte_counted(tmp_path: Path) 
         tmp_path, pauses=named(PAUSES, "closed-loop"), counts=named(COUNTS, "closed-loop")
     )
     length = of_long_pauses(calibration, "closed-loop")
-    assert length.true_ms >= 50
+    assert length.true_ms * MS >= LONG_NS
     assert length.unnoticed == 0
     assert length.error is not None
-    assert length.error.count == 3
+    assert length.error.count == 5
     assert length.error.low >= 0, "nothing is answered before the guest runs on"
     assert length.error.median < WIDE_MS
     assert length.own is not None
-    assert length.own.count == 3
+    assert length.own.count == 5
     assert -WIDE_MS < length.own.median < WIDE_MS
-    assert -1 <= length.of_pause.median < WIDE_MS
+    assert length.of_pause.high >= -1, "who asks each 250 us does not begin late each time"
+    assert length.of_pause.median < WIDE_MS
     assert [(one.what, one.done) for one in calibration.counts if not one.holds] == []
     assert {one.what for one in calibration.counts} == {"bytes lost", "bytes duplicated", "bytes corrupted"}
     written = json.loads((tmp_path / "calibration.json").read_text())
@@ -105,13 +107,14 @@ def test_pings_wait_while_the_way_to_the_guest_stands_still_and_none_is_lost(
 
 @pytest.mark.slow
 @pytest.mark.universe(preload=PRELOAD)
-def test_every_probe_sees_a_long_pause_and_counts_exactly(tmp_path: Path) -> None:
-    calibration = calibrated(tmp_path, pauses=PAUSES, counts=COUNTS, repeats=2)
+@pytest.mark.parametrize("name", dict.fromkeys(trial.name for trial in (*PAUSES, *COUNTS)))
+def test_every_probe_sees_a_long_pause_and_counts_exactly(name: str, tmp_path: Path) -> None:
+    calibration = calibrated(tmp_path, pauses=named(PAUSES, name), counts=named(COUNTS, name))
     for pauses in calibration.pauses:
         length = of_long_pauses(calibration, pauses.name)
         assert length.unnoticed == 0, pauses.name
         assert length.error is not None
-        assert length.error.median < WIDE_MS, pauses.name
+        assert abs(length.error.median) < WIDE_MS, pauses.name
     assert [(one.name, one.what, one.done, one.found) for one in calibration.counts if not one.holds] == []
 
 
