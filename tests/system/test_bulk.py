@@ -125,7 +125,7 @@ def test_an_upload_that_is_not_taken_as_it_was_sent_says_so() -> None:
         server.wait_ready(DEADLINE_S)
         with client({**UPLOAD, "port": port, "rate_bytes_per_s": 5_000_000}) as control:
             go_on(control, 20)
-            (seen,) = control.stop(deadline_s=0.5)["probes"]
+            (seen,) = control.stop(deadline_s=2)["probes"]
     assert seen["bytes_corrupted"] == 3
     assert seen["bytes_lost"] == 10
     assert "3 of" in seen["per_connection"][0]["complaint"]

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.universe(
 LEDGER = {"kind": "ledger", "connections": 3, "interval_us": 1000, "keys": 4}
 WIDE = {**LEDGER, "connections": 1, "keys": 2000}
 """So many keys that none is written again before the end."""
+READ_BACK_S = 30.0
+"""For so many keys, one after the other, on a machine that does many other things."""
 STORE = "tests.system.store_server:serve"
 VERDICT = ("writes_lost", "writes_phantom", "writes_refused", "unsettled")
 
@@ -55,7 +57,7 @@ def test_nothing_wrong_is_seen_where_nothing_is() -> None:
 def test_forgotten_write_is_found() -> None:
     with running_against(WIDE, server=STORE, fault="forget", at=100) as run:
         run.fault()
-        (seen,) = run.control.stop()["probes"]
+        (seen,) = run.control.stop(deadline_s=READ_BACK_S)["probes"]
     only(seen)
     verdict(seen, writes_lost=1)
     assert any("acknowledged" in (row["complaint"] or "") for row in seen["per_connection"])
@@ -64,7 +66,7 @@ def test_forgotten_write_is_found() -> None:
 def test_invented_value_is_found() -> None:
     with running_against(WIDE, server=STORE, fault="invent", at=100) as run:
         run.fault()
-        (seen,) = run.control.stop()["probes"]
+        (seen,) = run.control.stop(deadline_s=READ_BACK_S)["probes"]
     verdict(seen, writes_phantom=1)
 
 
@@ -91,8 +93,8 @@ def test_store_that_lost_everything_is_found_out() -> None:
 def test_what_a_client_before_left_in_the_store_is_no_phantom() -> None:
     """A guest that died has other clients afterwards, of the same names, and the same disk."""
     with running_against(WIDE, server=STORE, at=0) as run, ExitStack() as stack:
-        run.go_on(400)
-        (first,) = run.control.stop()["probes"]
+        run.go_on(1500)
+        (first,) = run.control.stop(deadline_s=READ_BACK_S)["probes"]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argument = {"name": "client1", "probes": [{**WIDE, **run.target}]}
@@ -102,7 +104,7 @@ def test_what_a_client_before_left_in_the_store_is_no_phantom() -> None:
         control = ClientControl(ours)
         stack.callback(control.close)
         control.start()
-        (second,) = control.stop()["probes"]
+        (second,) = control.stop(deadline_s=READ_BACK_S)["probes"]
     assert first["acknowledged"] > second["acknowledged"]
     verdict(second)
 
@@ -111,7 +113,7 @@ def test_store_that_is_gone_leaves_the_question_open() -> None:
     with running_against(LEDGER, server=STORE, at=0) as run:
         run.go_on(100)
         run.server.kill()
-        summary = run.control.stop(deadline_s=0.5)
+        summary = run.control.stop(deadline_s=2)
     (seen,) = summary["probes"]
     verdict(seen, unsettled=3)
     assert seen["failed_connects"] >= 3
