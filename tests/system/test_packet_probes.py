@@ -146,6 +146,7 @@ def test_a_pause_is_seen_in_its_length_and_on_the_way_there(tmp_path: Path) -> N
     assert during["longest_ns"] >= end_ns - last_ns - max(2 * MS, apart_ns)
     assert seen["one_way"]["there"]["max_ns"] >= end_ns - begin_ns >= 200 * MS
     assert seen["one_way"]["there"]["p50_ns"] < 50 * MS
+    assert seen["round_trip"]["max_ns"] == max(saved["received_ns"] - saved["sent_ns"])
 
 
 def test_losses_up_to_the_end_are_known_and_end_the_probe_in_good_time(tmp_path: Path) -> None:
@@ -205,4 +206,5 @@ def test_pings_have_no_way_there_that_anybody_tells() -> None:
         run.go_on(20)
         seen = run.stop()
     assert seen["one_way"] is None
+    assert seen["round_trip"]["max_ns"] >= seen["round_trip"]["p50_ns"] > 0
     assert seen["port"] == 0
