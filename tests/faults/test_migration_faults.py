@@ -32,8 +32,10 @@ pytestmark = pytest.mark.universe(preload=PRELOAD)
 
 DEADLINE_S = 60
 NAMED = Path("/run/netns")
-SLOW = replace(SMALL, max_bandwidth_bits_per_s=300_000_000)
-"""Pre-copy takes a second: long enough for something to happen in it."""
+SLOW = replace(SMALL, max_bandwidth_bits_per_s=100_000_000)
+"""The first round takes three seconds: long enough for something to happen in it."""
+LONG_BLACKOUT = replace(SMALL, fill=0.1, bandwidth_bits_per_s=200_000_000, dirty_rate_pages_per_s=20_000)
+"""Its last round is the whole working set, a sixth of a second of that wire."""
 
 
 @pytest.fixture
@@ -59,12 +61,13 @@ def assert_guest_unharmed(lab: Lab) -> None:
             assert probe["broken"] == probe["resets"] == probe["failed_connects"] == probe["bytes_lost"] == 0
 
 
-def on_first_round(lab: Lab, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
-    """An event handler that acts once the first round is told."""
+def in_first_round(act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """An event handler that acts once, when the first round tells how far it is."""
     done: list[bool] = []
 
     def handle(event: dict[str, Any]) -> None:
-        if event["event"] == "round" and not done:
+        if event["event"] == "sending" and not done:
+            assert event["number"] == 1
             done.append(True)
             act()
 
@@ -73,7 +76,7 @@ def on_first_round(lab: Lab, act: Callable[[], None]) -> Callable[[dict[str, Any
 
 def test_the_target_agent_dies_during_precopy(lab: Lab) -> None:
     target = lab.vm.agents["host-b"]
-    source_answer, target_answer = move(lab, on_first_round(lab, target.process.kill))
+    source_answer, target_answer = move(lab, in_first_round(target.process.kill))
     assert source_answer["kind"] == "PeerLost"
     assert "error" in target_answer
     assert_guest_unharmed(lab)
@@ -83,7 +86,7 @@ def test_the_migration_is_cancelled_during_precopy(lab: Lab) -> None:
     def cancel() -> None:
         lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    source_answer, target_answer = move(lab, on_first_round(lab, cancel))
+    source_answer, target_answer = move(lab, in_first_round(cancel))
     assert source_answer["kind"] == "Cancelled"
     assert target_answer["kind"] == "PeerRefused"
     assert_guest_unharmed(lab)
@@ -119,7 +122,7 @@ def test_after_a_rollback_the_next_migration_is_clean(lab: Lab) -> None:
     def cancel() -> None:
         lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    move(lab, on_first_round(lab, cancel))
+    move(lab, in_first_round(cancel))
     source_answer, target_answer = move(lab)
     assert "error" not in source_answer | target_answer
     assert source_answer["audited"]
@@ -132,7 +135,7 @@ def test_a_rollback_before_the_pause_gives_the_guest_no_frame_again(lab: Lab) ->
     def cancel() -> None:
         lab.vm.agents["host-a"].line.send({"do": "cancel"})
 
-    move(lab, on_first_round(lab, cancel))
+    move(lab, in_first_round(cancel))
     stats = lab.vm.stats()
     assert stats is not None
     assert stats["counts"]["frames_released"] == 0
@@ -145,7 +148,7 @@ def test_a_rollback_tells_what_was_counted_in_it_and_nothing_of_the_migration_be
     def cancel() -> None:
         lab.vm.agents["host-b"].line.send({"do": "cancel"})
 
-    source_answer, target_answer = move(lab, on_first_round(lab, cancel))
+    source_answer, target_answer = move(lab, in_first_round(cancel))
     nothing = {"frames_held": 0, "frames_released": 0, "frames_dropped": 0, "announcements_sent": 0}
     assert source_answer["counts"] == target_answer["counts"] == nothing
 
@@ -157,7 +160,7 @@ def test_a_rollback_tells_what_both_hosts_held_and_announced(tmp_path: Path) -> 
         while not over.wait(0.0002):
             sender.sendto(b"held, or not", ("10.7.0.10", 9))
 
-    with lab_of(replace(SMALL, program="tests.system.programs:Sneaky"), tmp_path) as lab:
+    with lab_of(replace(LONG_BLACKOUT, program="tests.system.programs:Sneaky"), tmp_path) as lab:
         lab.boot([str(REPOSITORY)])
         lab.start_clients()
         with lab.topology.namespace("client1").socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -225,9 +228,7 @@ def run_and(act: Callable[[Lab], None], folder: Path, monkeypatch: pytest.Monkey
             super().__init__(*arguments, **options)
 
     class Acts(Witness):
-        def event(self, event: dict[str, Any]) -> None:
-            if event["event"] == "round" and event["number"] == 1:
-                act(labs[0])
+        event = staticmethod(in_first_round(lambda: act(labs[0])))
 
     monkeypatch.setattr(run_module, "Lab", Known)
     return run_module.run_options(SLOW, "test", folder, Acts())
@@ -259,7 +260,7 @@ def test_the_migration_wire_is_cut_during_precopy(lab: Lab) -> None:
         with lab.start_program("host-b", ["ip", "link", "set", planned.MIGRATION, "down"]) as down:
             assert down.wait(DEADLINE_S) == 0
 
-    source_answer, target_answer = move(lab, on_first_round(lab, cut))
+    source_answer, target_answer = move(lab, in_first_round(cut))
     assert source_answer["kind"] == target_answer["kind"] == "PeerLost"
     assert_guest_unharmed(lab)
 
