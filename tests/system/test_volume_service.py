@@ -102,9 +102,7 @@ def test_a_claim_moves_a_disk_and_fences_the_old_owner_at_that_instant(both: Bot
         writer.await_more()
         assert b.claim("d", epoch) == epoch + 1
         theirs.write(0, b"b" * 4096)
-        writer.end()
-        assert writer.refused is not None
-        assert writer.refused.name == "EPERM"
+        assert writer.await_refusal().name == "EPERM"
     assert theirs.read(0, 4096) == b"b" * 4096
     assert a.lease("d") == b.lease("d") == {"holder": "host-b", "epoch": epoch + 1}
 

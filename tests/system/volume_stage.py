@@ -290,6 +290,13 @@ class Writer:
             goal = self.acknowledged + count
             assert self._beat.wait_for(lambda: self.acknowledged >= goal, DEADLINE_S), self.refused
 
+    def await_refusal(self) -> NbdRefused:
+        """What a write has been refused with, once one is."""
+        with self._beat:
+            refused = self._beat.wait_for(lambda: self.refused, DEADLINE_S)
+        assert refused is not None
+        return refused
+
     def hang_up(self) -> None:
         """Go, with a write under way."""
         self._disk.socket.shutdown(socket.SHUT_RDWR)
