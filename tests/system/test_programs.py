@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -74,13 +75,24 @@ def test_of_much_output_the_end_is_in_the_result_and_all_in_the_file(
     assert (tmp_path / run.output_file).read_text().count("\n") == 100_000
 
 
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """What is started meanwhile ignores SIGTERM from its first instruction on."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_deadline_ends_it_and_whoever_does_not_listen_is_killed(
     programs: Programs, node: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("testbed.lab.programs.GRACE_S", 0.05)
     assert programs.patience_s() is None
     sh(programs, node, "exec sleep 1000", deadline_s=0.05, name="obedient")
-    sh(programs, node, "trap '' TERM; while :; do sleep 0.01; done", deadline_s=0.05, name="deaf")
+    with born_deaf():
+        sh(programs, node, "exec sleep 1000", deadline_s=0.05, name="deaf")
     sh(programs, node, "exec sleep 1000", name="without")
     patience_s = programs.patience_s()
     assert patience_s is not None
