@@ -158,6 +158,13 @@ def index(route: Any, name: str) -> int:
     return int(found)
 
 
+def port_state(node: str, port: str) -> int:
+    """What the bridge of `node` lets pass its port (BR_STATE_*)."""
+    with Namespace.open(node).entered(), IPRoute() as route:
+        (link,) = route.get_links(index(route, port))
+        return int(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_STATE"))
+
+
 class Ledger:
     """The numbers of the datagrams that reached a guest's interface, in the order of their arrival."""
 

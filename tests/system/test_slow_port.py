@@ -9,11 +9,14 @@ import time
 import pytest
 
 from netns.namespace import Namespace
+from testbed.handover.wiring import GUEST_PORT
+from testbed.kernel import netlink
 from tests.system import handover_stage as stage
 
 pytestmark = pytest.mark.universe
 
 DELAY_S = 0.4
+DEADLINE_S = 20.0
 
 
 def test_a_slow_port_passes_nothing_until_its_time_and_everything_after() -> None:
@@ -22,19 +25,20 @@ def test_a_slow_port_passes_nothing_until_its_time_and_everything_after() -> Non
     ledger = stage.Ledger(host.guest)
     host.port.delay_forwarding(DELAY_S)
     host.cut()
-    host.port.open()
     opened_ns = time.time_ns()
+    host.port.open()
     host.port.plug()
-    sent = 0
-    while time.time_ns() - opened_ns < 2 * DELAY_S * 1e9:
+    sent, arrived = 0, []
+    while len(arrived) < 40:
+        assert time.time_ns() - opened_ns < DEADLINE_S * 1e9, arrived
         stage.send("client", range(sent, sent + 1))
         sent += 1
         threading.Event().wait(0.01)
-    arrived = ledger.read()
+        arrived += ledger.read()
     assert arrived[0][0] - opened_ns >= DELAY_S * 1e9 - 1e6
     first = arrived[0][1]
     assert first > 0
-    assert [number for _, number in arrived] == list(range(first, sent))
+    assert [number for _, number in arrived] == list(range(first, first + len(arrived)))
     assert host.hold.drain() == []
 
 
@@ -64,7 +68,10 @@ def test_a_port_that_has_had_its_delay_is_an_ordinary_one() -> None:
     host = stage.make_host("host-a")
     host.port.delay_forwarding(0.1)
     host.port.plug()
-    threading.Event().wait(0.3)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while stage.port_state("host-a", GUEST_PORT) != netlink.BR_STATE_FORWARDING:
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.01)
     host.cut()
     host.port.plug()
     ledger = stage.Ledger(host.guest)

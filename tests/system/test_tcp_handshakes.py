@@ -52,7 +52,7 @@ def test_a_held_listener_hears_no_new_client_until_the_release(lab, address):
         assert not _ready(client, select.POLLOUT, 200)
         assert half_open.count() == 0
     # The client's own second try, a second later, gets through.
-    assert _ready(client, select.POLLOUT, 5000)
+    assert _ready(client, select.POLLOUT, 20_000)
     assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     assert listener.accept()[0]
 
@@ -62,7 +62,7 @@ def test_without_hold_the_same_client_is_connected_at_once(lab, address):
     listener = _listen(lab, address)
     HandshakeHold([listener])
     client = _begin(lab, address)
-    assert _ready(client, select.POLLOUT, 5000)
+    assert _ready(client, select.POLLOUT, 20_000)
     assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
