@@ -12,7 +12,7 @@ from tests.system.labs import PRELOAD, Witness, failed_checks, migrate
 pytestmark = pytest.mark.universe(preload=PRELOAD)
 
 RAM_BYTES = 32 << 20
-RATE_BITS_PER_S = 200_000_000
+RATE_BITS_PER_S = 100_000_000
 LEAST_S = 2 * RAM_BYTES * 8 / RATE_BITS_PER_S
 """All of RAM goes over that wire to the LUN, and comes back over another like it."""
 
