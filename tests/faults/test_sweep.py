@@ -20,7 +20,7 @@ from testbed.lab.lab import PRELOAD, Lab
 from testbed.lab.migrations import Move, Moved
 from testbed.migration.phases import Phase
 
-pytestmark = [pytest.mark.universe(preload=PRELOAD), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.universe(preload=PRELOAD), pytest.mark.timeout(900)]
 
 PHASES = [pytest.param(one, marks=[] if one is Phase.COMMIT else pytest.mark.slow) for one in Phase]
 """The commit is swept wherever tests run; the others are slow, all together."""
