@@ -33,9 +33,9 @@ def rows(result: Result, kind: str) -> list[Connection]:
 
 
 def flood(folder: Path, asking: Any) -> Result:
-    """Datagrams a little faster than the guest can handle them: at the pause some wait, and never so many
-    that a queue would be full."""
-    asking(*({"kind": "udp", "rate_per_s": 60, "size": 200, "address": one} for one in ADDRESSES))
+    """Twice the datagrams that the guest cares to handle: at the pause some wait, and never so many that a
+    queue would be full."""
+    asking(*({"kind": "udp", "rate_per_s": 100, "size": 200, "address": one} for one in ADDRESSES))
     return migrate(folder, program=SLOW, clients=1, connections=1)
 
 
@@ -60,7 +60,7 @@ def test_without_their_being_moved_they_are_lost(
 
 
 def test_a_rollback_leaves_every_datagram_where_it_was(tmp_path: Path, asking: Any) -> None:
-    asking({"kind": "udp", "rate_per_s": 120, "size": 200, "address": ADDRESSES[0]})
+    asking({"kind": "udp", "rate_per_s": 200, "size": 200, "address": ADDRESSES[0]})
     fault = "switchover:target-out-of-memory"
     result = migrate(tmp_path, program=SLOW, clients=1, connections=1, fault=fault)
     assert result.outcome == "rolled-back"
