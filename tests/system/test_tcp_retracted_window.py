@@ -72,6 +72,7 @@ def test_both_windows_were_taken_back_and_neither_end_has_heard_it(lab):
 
     What the server had sent waits for the restored socket's first timeout, see ``ConnectionState``.
     """
+    sysctl(lab.source, "net/ipv4/tcp_slow_start_after_idle", "0")  # it sends all at once
     pair = connect(lab)
     pair.talk()
     unread_on_both_sides(pair, 20_000)
