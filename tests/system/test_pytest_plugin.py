@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from xml.etree import ElementTree
@@ -194,9 +195,10 @@ def test_workers_have_no_terminal_to_wait_at(project: Path) -> None:
 def test_a_lab_of_a_failed_test_can_be_looked_into(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(project / "state"))
     (project / "test_it.py").write_text("def test_one(lab):\n    assert not lab.hosts\n")
-    words = (*PYTEST, "--testbed-pause-on-failure", "--timeout", "1", str(project))
+    words = (*PYTEST, "--testbed-pause-on-failure", "--timeout", "5", str(project))
     with Terminal(*words) as terminal:
         terminal.wait_for("Enter brings it down")
+        time.sleep(5)  # as long as a test may take that nobody looks into
         (entry,) = registry.standing()
         there = run(project, "exec", "--name", entry.name, "client1", "--", "hostname", "-I")
         assert "10.7.0.101" in there.out
