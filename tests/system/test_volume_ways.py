@@ -30,8 +30,14 @@ def both() -> Iterator[Both]:
         yield made
 
 
-def test_io_goes_on_through_the_peer_while_the_storage_link_is_cut(both: Both) -> None:
-    made, a, b = both
+@pytest.fixture
+def patient() -> Iterator[Both]:
+    with mounted(entry="tests.system.volume_stage:service_with_patience") as made:
+        yield made
+
+
+def test_io_goes_on_through_the_peer_while_the_storage_link_is_cut(patient: Both) -> None:
+    made, a, b = patient
     b.create("d", MIB)
     with writing(made.disk("host-b", "d")) as writer:
         writer.await_more()

@@ -33,6 +33,7 @@ PEER = {"host-a": "host-b", "host-b": "host-a"}
 RELAY_PORT = 7920
 STALL, STALLED = Path("/run/stall"), Path("/run/stalled")
 _CLOSE_WAIT = "08"  # include/net/tcp_states.h
+SERVICE = "testbed.storage.service:main"
 PRELOAD = ("testbed.storage.service", "testbed.storage.target")
 
 
@@ -73,7 +74,7 @@ class Stage:
         self._start("storage", "testbed.storage.target:main", argument)
 
     def start_service(
-        self, host: str, entry: str = "testbed.storage.service:main", **changed: Any
+        self, host: str, entry: str = SERVICE, **changed: Any
     ) -> None:
         argument = {
             "host": host,
@@ -168,6 +169,14 @@ def service_without_turns(argument: dict[str, Any], fds: list[int]) -> int:
     return service.main(argument, fds)
 
 
+def service_with_patience(argument: dict[str, Any], fds: list[int]) -> int:
+    """A volume service that does not take a way for lost when its far end did not run for a while."""
+    from testbed.storage import paths, service
+
+    paths.CONNECT_DEADLINE_S = 3.0
+    return service.main(argument, fds)
+
+
 class _Stalling:
     """The relay's socket to the target. While another has locked the file STALL, what would be sent waits,
     and the file STALLED says so."""
@@ -219,21 +228,23 @@ def nbd(host: str) -> Path:
 
 
 @contextmanager
-def stage(*, lun_bytes: int = 64 * MIB, rate_mbit: float | None = None) -> Iterator[Stage]:
+def stage(
+    *, lun_bytes: int = 64 * MIB, rate_mbit: float | None = None, entry: str = SERVICE
+) -> Iterator[Stage]:
     """Everything runs; nothing is formatted or mounted yet."""
     with ExitStack() as stack:
         topology = stack.enter_context(apply(plan(network(rate_mbit))))
         made = Stage(topology, lun_bytes, stack)
         made.start_target()
         for host in STORAGE:
-            made.start_service(host)
+            made.start_service(host, entry)
         yield made
 
 
 @contextmanager
-def mounted(**sizes: Any) -> Iterator[tuple[Stage, VolumeClient, VolumeClient]]:
+def mounted(**how: Any) -> Iterator[tuple[Stage, VolumeClient, VolumeClient]]:
     """A volume that both hosts have mounted; host-a is the coordinator."""
-    with stage(**sizes) as made:
+    with stage(**how) as made:
         a, b = made.client("host-a"), made.client("host-b")
         a.format()
         a.mount()
