@@ -338,11 +338,12 @@ def test_a_connection_that_is_over_still_gives_what_was_not_read(lab, address):
 RTAX_RTO_MIN = 13  # <linux/rtnetlink.h>; counts only where it is locked
 
 
-def be_patient(namespace, address):
-    """What `namespace` sends to `address` it takes for lost after two seconds, not after a fifth of one."""
+def be_patient(namespace, address, **more):
+    """What `namespace` sends to `address` it takes for lost after two seconds, not after a fifth of one.
+    `more` are metrics of that route."""
     with namespace.entered(), IPRoute() as inside:
         (eth0,) = inside.link_lookup(ifname="eth0")
-        metrics = {"lock": 1 << RTAX_RTO_MIN, "rto_min": 2000}
+        metrics = {"lock": 1 << RTAX_RTO_MIN, "rto_min": 2000, **more}
         inside.route("add", dst=address, oif=eth0, metrics=metrics)
 
 
@@ -390,8 +391,9 @@ SO_MAX_PACING_RATE = 47  # <asm-generic/socket.h>
 
 def paced_with_much_to_send(lab, address):
     """A connection whose peer may be sent much at once, of which a timer sends 64 KiB each 128 ms."""
-    be_patient(lab.source, {GUEST_4: CLIENT_4, GUEST_6: CLIENT_6}[address])
+    be_patient(lab.source, {GUEST_4: CLIENT_4, GUEST_6: CLIENT_6}[address], initcwnd=1000)
     pair = connect(lab, address)
+    pair.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # which keeps to that
     for _ in range(30):
         pair.server_sends(100_000)
         pair.drain()
