@@ -56,6 +56,14 @@ class Terminal:
     def pid(self) -> int:
         return self._pid
 
+    def ends(self, within_s: float) -> bool:
+        """Whether the command ends within that time."""
+        pidfd = os.pidfd_open(self._pid)
+        try:
+            return bool(select.select([pidfd], [], [], within_s)[0])
+        finally:
+            os.close(pidfd)
+
     def status(self) -> int:
         """The command's exit status, when it has ended; what it shows until then is kept in `shown`."""
         while True:

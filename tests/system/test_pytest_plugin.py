@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from xml.etree import ElementTree
@@ -198,7 +197,7 @@ def test_a_lab_of_a_failed_test_can_be_looked_into(project: Path, monkeypatch: p
     words = (*PYTEST, "--testbed-pause-on-failure", "--timeout", "5", str(project))
     with Terminal(*words) as terminal:
         terminal.wait_for("Enter brings it down")
-        time.sleep(5)  # as long as a test may take that nobody looks into
+        assert not terminal.ends(5), "after as long as a test may take that nobody looks into"
         (entry,) = registry.standing()
         there = run(project, "exec", "--name", entry.name, "client1", "--", "hostname", "-I")
         assert "10.7.0.101" in there.out
