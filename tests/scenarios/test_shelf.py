@@ -70,7 +70,7 @@ MUTATIONS = {
     "verify-then-delete": ('fault = "switchover:message-corrupted"', "", "migrations.0.outcome"),
     "stuck-migration": ('fault = "precopy:link-black-hole"', "", "migrations.0.total_ms"),
     "quick-migration": ('mode = "quick"', 'mode = "live"', "migrations.0.blackout_ms"),
-    "wan": ('delay = "50ms"', 'delay = "5ms"', "migrations.0.blackout_ms"),
+    "wan": ('delay = "150ms"', 'delay = "5ms"', "migrations.0.blackout_ms"),
     "two-vms-at-once": (
         'migrate = ["vm1", "vm2"]',
         'migrate = "vm1"\n[[step]]\nmigrate = "vm2"',
