@@ -46,7 +46,7 @@ MUTATIONS = {
     "stale-neighbour": ('neighbours = "stale"', 'neighbours = "move"', "clients.each.0.longest_wait_ms"),
     "downtime-leaves-the-network-out": ("hold = false", "hold = true", "migrations.1.gap_ms.max"),
     "udp-stream": ("hold = false", "hold = true", "clients.each.1.lost"),
-    "shared-network": ('max_bandwidth = "15mbit"', "", "migrations.1.gap_ms.max"),
+    "shared-network": ('max_bandwidth = "6mbit"', "", "migrations.1.gap_ms.max"),
     "silent-target": (
         "[migration]",
         '[[step]]\nmigrate = "vm1"\nfault = "precopy:target-speaks-early"\n[migration]',
