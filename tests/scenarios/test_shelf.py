@@ -53,7 +53,7 @@ MUTATIONS = {
         "migrations.0.network.switch_relearned_ms",
     ),
     "dirty-guest": ("dirty_rate = 12000", "dirty_rate = 10", "migrations.0.rounds.0.dirty_pages"),
-    "lossy-access": ("loss = 0.02", "", "clients.retransmits"),
+    "lossy-access": ("loss = 0.02", "", "links.0.forward.lost"),
     "hot-guest": ("dirty_rate = 20000", "dirty_rate = 10", "migrations.0.outcome"),
     "live-against-stop-and-copy": (
         'mode = "stop-and-copy"',
