@@ -41,7 +41,11 @@ STOP_AND_COPY = '[migration]\nmode = "stop-and-copy"\n[network]\n'
 MUTATIONS = {
     "switch-that-does-not-relearn": ("relearn = false", "relearn = true", "clients.gap_ms.max"),
     "target-speaks-early": ('fault = "precopy:target-speaks-early"', "", "clients.gap_ms.max"),
-    "announced-too-early": ('port_delay = "600ms"', "", "clients.gap_ms.max"),
+    "announced-too-early": (
+        'port_delay = "600ms"\ndrop_announcements = 2\n',
+        "",
+        "clients.gap_ms.max",
+    ),
     "announcements": ('announce = "rarp"', 'announce = "garp-request"', "migrations.2.gap_ms.max"),
     "stale-neighbour": ('neighbours = "stale"', 'neighbours = "move"', "clients.each.0.longest_wait_ms"),
     "downtime-leaves-the-network-out": ("hold = false", "hold = true", "migrations.1.gap_ms.max"),
