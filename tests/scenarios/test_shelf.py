@@ -56,7 +56,7 @@ MUTATIONS = {
         '[[step]]\nmigrate = "vm1"\nfault = "precopy:target-speaks-early"\n[migration]',
         "migrations.0.network.switch_relearned_ms",
     ),
-    "dirty-guest": ("dirty_rate = 12000", "dirty_rate = 10", "migrations.0.rounds.0.dirty_pages"),
+    "dirty-guest": ("dirty_rate = 3000", "dirty_rate = 10", "migrations.0.rounds.0.dirty_pages"),
     "lossy-access": ("loss = 0.02", "", "links.0.forward.lost"),
     "hot-guest": ("dirty_rate = 20000", "dirty_rate = 10", "migrations.0.outcome"),
     "live-against-stop-and-copy": (
