@@ -135,7 +135,7 @@ def test_links_programs_commands_and_checks_are_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("network", "least_ms"),
-    [("relearn = false\nswitch_ageing = '700ms'", 350), ("port_delay = '500ms'", 250), ("", 0)],
+    [("relearn = false\nswitch_ageing = '2s'", 1500), ("port_delay = '600ms'", 500), ("", 0)],
     ids=["no-relearning", "port-delay", "neither"],
 )
 def test_a_network_that_is_slow_to_follow_keeps_clients_waiting_and_they_stay_connected(
@@ -147,7 +147,7 @@ def test_a_network_that_is_slow_to_follow_keeps_clients_waiting_and_they_stay_co
     assert longest_ms is not None
     assert longest_ms >= least_ms
     if not least_ms:
-        assert longest_ms < 200, "nothing was slow here: it cannot be told what kept the clients waiting"
+        assert longest_ms < 500, "nothing was slow here: it cannot be told what kept the clients waiting"
     (waived,) = [check for check in result.checks if check.waived]
     assert waived.passed
     assert waived.name == "no held frame dropped"
