@@ -28,6 +28,7 @@ LONG = frozenset(
         "stale-neighbour",
         "stuck-migration",
         "there-and-back",
+        "wan",
     }
 )
 """Those that take more than ten seconds where other tests run beside them."""
