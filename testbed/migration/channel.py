@@ -13,12 +13,12 @@ import socket
 import struct
 from typing import Protocol
 
+from testbed.kernel.tcp_repair import SO_MAX_PACING_RATE
 from testbed.memory.region import Region
 from testbed.migration.errors import PeerLost, ProtocolError
 from testbed.migration.wire import HEADER, PAGE, Message, Pages, encode, parse, parse_header
 
 SENDFILE_PAGES = 16  # mean length of a run from which sendfile beats a gathered send
-SO_MAX_PACING_RATE = 47  # include/uapi/asm-generic/socket.h
 
 
 class Channel(Protocol):

@@ -12,10 +12,11 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from pathlib import Path
 
 from testbed.kernel import tcp_repair as kernel
-from testbed.tcp.state import INET, SocketOptions
+from testbed.tcp.state import INET, UNPACED, SocketOptions
 
 _SOCKET = socket.SOL_SOCKET
 _TCP = kernel.SOL_TCP
@@ -53,7 +54,9 @@ def read_options(sock: socket.socket) -> SocketOptions:
     first = [get(level, name) for level, name in _FIRST]
     rest = [get(level, name) for level, name in _REST]
     traffic_class = get(*(_CLASS_4 if sock.family == INET else _CLASS_6))
-    return SocketOptions._make((nonblocking, *first, *linger, *rest, traffic_class))
+    # Of an unsigned long whatever fits (net/core/sock.c, sk_getsockopt).
+    pacing = int.from_bytes(get(_SOCKET, kernel.SO_MAX_PACING_RATE, 8), sys.byteorder)
+    return SocketOptions._make((nonblocking, *first, *linger, *rest, traffic_class, pacing))
 
 
 def read_congestion_control(sock: socket.socket) -> str:
@@ -88,6 +91,8 @@ def apply_options(sock: socket.socket, options: SocketOptions, congestion_contro
         put(_SOCKET, socket.SO_LINGER, _LINGER.pack(options.linger, options.linger_s))
     if options.receive_low_bytes != 1:
         put(_SOCKET, socket.SO_RCVLOWAT, options.receive_low_bytes)
+    if options.most_bytes_per_s != UNPACED:
+        put(_SOCKET, kernel.SO_MAX_PACING_RATE, options.most_bytes_per_s.to_bytes(8, sys.byteorder))
     if options.traffic_class:
         put(*(_CLASS_4 if sock.family == INET else _CLASS_6), options.traffic_class)
 

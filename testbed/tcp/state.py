@@ -72,6 +72,9 @@ class Endpoint(NamedTuple):
         return f"[{host}]:{self.port}" if len(self.address) == 16 else f"{host}:{self.port}"
 
 
+UNPACED = (1 << 64) - 1
+
+
 class SocketOptions(NamedTuple):
     """What a program can set on its socket, in the kernel's units (buffers: twice what was asked for)."""
 
@@ -94,6 +97,8 @@ class SocketOptions(NamedTuple):
     user_timeout_ms: int
     not_sent_low_bytes: int
     traffic_class: int
+    most_bytes_per_s: int
+    """SO_MAX_PACING_RATE; UNPACED where there is no limit."""
 
 
 class Window(NamedTuple):
@@ -199,7 +204,7 @@ class ListenerState:
 # version kind family | state handshake_options peer_scale our_scale our_fin_unsent | local, remote: address
 # port flow scope | rcv_nxt write_seq maximum_segment timestamp segments_in | window | options
 _ENDPOINT = "16sHII"
-_OPTIONS = "19i"
+_OPTIONS = "19iQ"
 _CONNECTION = struct.Struct("<BBB" + "BBBBB" + _ENDPOINT * 2 + "5I" + "5I" + _OPTIONS)
 _LISTENER = struct.Struct("<BBB" + _ENDPOINT + "IBIII" + _OPTIONS)
 _LENGTH = struct.Struct("<I")

@@ -386,9 +386,6 @@ DROPS = ("BeyondWindow", "TCPRcvQDrop", "RcvPruned", "OfoPruned", "TCPZeroWindow
 # --- what its program wrote before, a socket sends by itself
 
 
-SO_MAX_PACING_RATE = 47  # <asm-generic/socket.h>
-
-
 def paced_with_much_to_send(lab, address):
     """A connection whose peer may be sent much at once, of which a timer sends 64 KiB each 128 ms."""
     be_patient(lab.source, {GUEST_4: CLIENT_4, GUEST_6: CLIENT_6}[address], initcwnd=1000)
@@ -397,7 +394,7 @@ def paced_with_much_to_send(lab, address):
     for _ in range(30):
         pair.server_sends(100_000)
         pair.drain()
-    pair.server.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 500_000)
+    pair.server.setsockopt(socket.SOL_SOCKET, kernel.SO_MAX_PACING_RATE, 500_000)
     for _ in range(6):
         pair.server_sends(100_000)
     return pair

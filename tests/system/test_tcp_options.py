@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,7 @@ OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_LINGER, LINGER),
     (socket.SOL_SOCKET, socket.SO_SNDBUF, 30000),
     (socket.SOL_SOCKET, socket.SO_RCVBUF, 40000),
+    (socket.SOL_SOCKET, kernel.SO_MAX_PACING_RATE, (5 << 32).to_bytes(8, sys.byteorder)),
     (kernel.SOL_TCP, kernel.TCP_NODELAY, 1),
     (kernel.SOL_TCP, kernel.TCP_CORK, 1),
     (kernel.SOL_TCP, kernel.TCP_KEEPIDLE, 11),
@@ -61,6 +63,7 @@ def test_a_connection_keeps_all_of_them(lab, address):
     _set_all(pair.server)
     before = read_options(pair.server)
     assert all(getattr(before, name) for name in ("no_delay", "cork", "linger", "traffic_class"))
+    assert before.most_bytes_per_s == 5 << 32
     pair.move()
     assert read_options(pair.server) == before
     assert read_congestion_control(pair.server) == "reno"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from testbed.tcp import state as states
 from testbed.tcp.state import (
+    UNPACED,
     ConnectionState,
     Endpoint,
     ListenerState,
@@ -24,7 +25,8 @@ u32 = st.integers(0, 0xFFFFFFFF)
 ints = st.integers(-(2**31), 2**31 - 1)
 families = st.sampled_from([states.INET, states.INET6])
 names = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", max_size=15)
-options = st.tuples(*[ints] * len(SocketOptions._fields)).map(SocketOptions._make)
+INTS = len(SocketOptions._fields) - 1
+options = st.tuples(*[ints] * INTS, st.integers(0, UNPACED)).map(SocketOptions._make)
 windows = st.tuples(*[u32] * 5).map(Window._make)
 
 
