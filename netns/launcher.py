@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from netns import first_process, syscalls
@@ -208,9 +209,20 @@ def _ignore_signals() -> None:
 
 
 def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, wherever it strikes. An object that was just being made then may complain when it is
+    deleted (asyncio's event loops do): nobody is to hear of that.
+    """
+    sys.unraisablehook = _say_nothing
+    signal.default_int_handler(number, frame)
+
+
+def _say_nothing(_: object) -> None: ...
 
 
 def end(life: Callable[[], int], *, flush: bool = False) -> NoReturn:

@@ -357,6 +357,31 @@ def test_ctrl_c_that_main_does_not_catch_leaves_without_a_word(capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
+def test_ctrl_c_while_an_object_is_being_made_leaves_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What was not made whole fails where it is deleted; asyncio's event loop is such an object."""
+
+    class Half:
+        def __init__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.read(os.pipe()[0], 1)
+            self.whole = True
+
+        def __del__(self) -> None:
+            assert self.whole
+
+    def main() -> int:
+        # As they are where pytest gathers nothing.
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.unraisablehook = sys.__unraisablehook__
+        Half()
+        return 0
+
+    assert universe.run(main) == 128 + signal.SIGINT
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_exception_in_the_callers_signal_handler_ends_the_universe_and_goes_on() -> None:
     read, write = os.pipe()
 
