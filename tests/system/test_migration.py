@@ -265,7 +265,8 @@ def test_when_a_guest_was_first_heard_is_known_however_late_it_speaks(tmp_path: 
 def test_the_silence_on_the_wire_is_known_of_a_guest_that_is_seldom_asked(tmp_path: Path) -> None:
     """Its last word at the source may have been some milliseconds before the pause."""
     result = migrate(
-        tmp_path, migrations=4, connections=2, interval_ns=5_000_000, stream_rate_per_s=0, churn_per_s=0
+        tmp_path, migrations=4, clients=4, connections=4, interval_ns=5_000_000,
+        stream_rate_per_s=0, churn_per_s=0,
     )
     assert_unbroken(result)
     assert None not in [one.network_gap_ms for one in result.migrations]
