@@ -18,11 +18,11 @@ from netns.capture_file import Reading
 from netns.forkserver import spawn
 from netns.link_figures import LinkFigures
 from testbed.clients.control import ClientControl
-from testbed.experiment.trials import Family, Still
 from testbed.lab import plan as planned
 from testbed.lab.environment import environment
 from testbed.lab.lab import RECORDER, Lab
 from testbed.measure.accuracy import Stall
+from testbed.measure.calibration import Family, Still
 from testbed.measure.wire import SNAP_BYTES, Wire, frame
 from testbed.scenario.model import Scenario
 from testbed.scenario.parts import Conditions

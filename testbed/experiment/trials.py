@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from netns.link_figures import DirectionFigures, LinkFigures
 from testbed.measure.accuracy import Definition
+from testbed.measure.calibration import Family, Still
 from testbed.scenario.parts import Conditions
-
-Still = Literal["guest", "way"]
-Family = Literal["ipv4", "ipv6"]
 
 MS = 1_000_000
 PAUSES_NS = (0, 1 * MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 200 * MS)

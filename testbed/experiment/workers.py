@@ -77,9 +77,11 @@ def beside_each_other(
         while busy := [worker for worker in standing if worker.turn is not None]:
             for worker in select.select(busy, [], [])[0]:
                 yield worker.over()
-                if worker.died and waiting:
+                if not worker.died:
+                    _next(worker, waiting, begin)
+                elif waiting:
                     standing.append(_started(turns, attempt))
-                _next(standing[-1] if worker.died else worker, waiting, begin)
+                    _next(standing[-1], waiting, begin)
     finally:
         for worker in standing:
             worker.line.close()

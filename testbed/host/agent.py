@@ -365,7 +365,7 @@ class Agent:
         duration_ns = message["duration_ns"]
         if not isinstance(duration_ns, int) or not 0 <= duration_ns <= MOST_STALL_NS:
             raise LocalError(f"a guest is stalled for 0 to {MOST_STALL_NS} ns, not for {duration_ns!r}")
-        if message.get("what") == "way":
+        if message["what"] == "way":
             paused_ns, running_ns = self._guest.network.hold_up(duration_ns)
             self._late_until_ns = running_ns + LATE_FRAMES_NS
         else:

@@ -2,6 +2,8 @@
 
 A *stall* is a pause of a guest at the place where it is, of a length that the guest itself tells: from the
 end of its last step (P) to the moment from which its next may begin (R), as for the blackout of a migration.
+Where the guest's kernel answers, it is the way to the guest that is shut, of a length that its host tells:
+from when it begins to turn frames to the hold (P) to when it begins to release them (R).
 Its length is d = R - P. What a probe shows of it is the longest of its waits that overlap [P, R], which is
 what a run shows of a migration.
 

@@ -17,6 +17,10 @@ GAP_ERROR_MS = 0.5
 """What is promised: the error of the gap of every kind of probe is below this, at the median."""
 
 
+Still = Literal["guest", "way"]
+Family = Literal["ipv4", "ipv6"]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True, frozen=True)
 
@@ -58,8 +62,8 @@ class Pauses(_Model):
     kind: str
     program: str
     probe: dict[str, Any]
-    still: Literal["guest", "way"]
-    family: Literal["ipv4", "ipv6"]
+    still: Still
+    family: Family
     interval_ms: float
     noise_ms: float | None
     lengths: list[Length]

@@ -37,7 +37,7 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
 class FreezeError(OSError):
-    """A socket whose state cannot be read, or not moved. It is out of repair mode again: it goes on here."""
+    """A socket whose state cannot be read, or not moved. How it is left, whoever raises this says."""
 
 
 def freeze(sock: socket.socket) -> ConnectionState:

@@ -17,7 +17,7 @@ from testbed.commands.ending import CHECK_FAILED, INTERRUPTED, PASSED, WRONG_REQ
 from testbed.experiment import machine
 from testbed.experiment.calibration import Request, calibrate
 from testbed.experiment.stand import Stand
-from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES, Family
+from testbed.experiment.trials import CONDITIONS, COUNTS, PAUSES
 from testbed.host.control import CommandFailed
 from testbed.lab.lab import PRELOAD
 from testbed.measure import calibration as model
@@ -89,7 +89,7 @@ def test_known_loss_is_counted_as_the_link_counts_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 @pytest.mark.universe(preload=PRELOAD)
 def test_pings_wait_while_the_way_to_the_guest_stands_still_and_none_is_lost(
-    tmp_path: Path, family: Family
+    tmp_path: Path, family: model.Family
 ) -> None:
     """Its kernel would answer them while its program is stopped. They come so rarely that a socket has room
     for all that are held, also where somebody else keeps the kernel's network lock for seconds."""
