@@ -15,8 +15,7 @@ _SLOT_BYTES = 256
 class EgressWatch:
     """Times of the frames that the guest sends, seen on the host's end of its wire.
 
-    The kernel stamps each frame as it arrives; the ring keeps the first 4096 of a watch, so start it shortly
-    before the pause.
+    The kernel stamps each frame as it arrives; the ring has room for 4096, so look now and then.
     """
 
     def __init__(self, host: Namespace, port: str) -> None:
@@ -34,6 +33,7 @@ class EgressWatch:
     def start(self) -> None:
         """Watch from here on."""
         self._ring.times()
+        packet.drops(self._packet)
         packet.attach_filter(
             self._packet,
             assemble(
@@ -56,6 +56,14 @@ class EgressWatch:
         """
         apart_ns = time.monotonic_ns() - time.time_ns()
         return [t_ns + apart_ns for t_ns in self._ring.times()]
+
+    def last_ns(self, before: int | None) -> int | None:
+        """When the guest was last heard (CLOCK_MONOTONIC): `before`, where that was not since the last call.
+        None where so many frames have come since that there was no room for the last ones."""
+        times_ns = self.times_ns()
+        if packet.drops(self._packet):
+            return None
+        return times_ns[-1] if times_ns else before
 
     def stop(self) -> None:
         """Watch no longer; what was seen is kept for :meth:`times_ns`."""

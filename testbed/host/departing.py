@@ -52,7 +52,7 @@ class DepartingGuest:
         self._paused = False
         self._cut = False
         self._silenced_ns = 0
-        self._heard_ns: list[int] = []
+        self._heard_ns: int | None = None
         self._registers: dict[str, Any] = {}
         self._kept_frames: list[bytes] = []
         self._connections: list[tuple[int, int]] = []
@@ -65,10 +65,12 @@ class DepartingGuest:
         self._frozen: dict[int, tuple[socket.socket, ConnectionState]] = {}
         self.refrozen = 0
         self.last_heard_ns: int | None = None
-        """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent."""
+        """When the guest's last frame left this host (CLOCK_MONOTONIC); None where it was silent, all through
+        the migration."""
         self.counts: dict[str, int] = {}
         """This host's part of the network in this migration, once it is over either way."""
         guest.network.count_anew()
+        guest.network.egress.start()
 
     def describe(self) -> Mapping[str, Any]:
         return self._guest.description.as_json() | {"epoch": self._guest.epoch}
@@ -76,7 +78,7 @@ class DepartingGuest:
     def foresee_devices(self) -> Mapping[str, Any]:
         """Listeners and neighbours change seldom and need not wait for the pause; of the rest, how much there
         will be."""
-        self._guest.network.egress.start()
+        self._listen()
         rehearse(self._guest.network.namespace)
         stats = self._guest.process.ask({"do": "stats"})
         listeners = [(slot, self._freeze_listener(fd)) for slot, fd in enumerate(stats["listeners"])]
@@ -100,9 +102,12 @@ class DepartingGuest:
         self._handshakes.hold()
         with network.namespace.entered(), HalfOpen() as half_open:
             left = half_open.wait_for_none(HANDSHAKE_DEADLINE_S)
-        # Afresh, for the watch has room for its first 4096 frames only, and that may have taken a second.
-        self._heard_ns = network.egress.times_ns()[-1:]
+        self._listen()  # that may have taken a second
         self._trace.event("handshakes-held", half_open=left)
+
+    def _listen(self) -> None:
+        """When the guest was heard last: who asks it seldom may have asked long before the pause."""
+        self._heard_ns = self._guest.network.egress.last_ns(self._heard_ns)
 
     def pause(self) -> None:
         process, network = self._guest.process, self._guest.network
@@ -260,8 +265,10 @@ class DepartingGuest:
             stack.callback(self._keeper.drop)
             stack.callback(self._guest.close)
             stack.callback(self._give_back_sockets)
-            heard_ns = self._heard_ns + self._guest.network.egress.times_ns()
-            self.last_heard_ns = max((t_ns for t_ns in heard_ns if t_ns <= self._silenced_ns), default=None)
+            since_ns = [
+                t_ns for t_ns in self._guest.network.egress.times_ns() if t_ns <= self._silenced_ns
+            ]
+            self.last_heard_ns = max(since_ns, default=self._heard_ns)
             self._take_counts()
 
     def _take_counts(self) -> None:
@@ -270,6 +277,8 @@ class DepartingGuest:
     def let_go(self) -> None:
         """After the migration, however it ended: close what only the move needed."""
         self._give_back_sockets()
+        if not self.deleted:
+            self._guest.network.egress.stop()
         if self.arbiter is not None:
             self.arbiter.close()
 
