@@ -53,3 +53,15 @@ def test_figures_that_cannot_be_taken_do_not_keep_the_guest_from_being_removed()
     with pytest.raises(OSError, match="Network is down"):
         DepartingGuest(guest, MagicMock(), Trace("test")).delete()
     guest.close.assert_called_once()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_guest_that_stays_is_listened_to_no_longer(deleted: bool) -> None:
+    """One that went took its wire along."""
+    guest = Mock()
+    guest.network.egress.times_ns.return_value = []
+    departing = DepartingGuest(guest, MagicMock(), Trace("test"))
+    if deleted:
+        departing.delete()
+    departing.let_go()
+    assert guest.network.egress.stop.called is not deleted

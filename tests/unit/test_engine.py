@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from time import monotonic_ns
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from testbed.migration import strategy, wire
 from testbed.migration.errors import Cancelled, CommitInDoubt, NotConverging, PeerLost, PeerRefused
 from testbed.migration.source import LOST_PEER_DEADLINE_S, Plan
 from testbed.migration.strategy import Policy
+from tests.unit import fake_hosts
 from tests.unit.fake_hosts import SECRET, FakeSource, FakeTarget, FakeTracker, Meeting, channel_pair, meet
 
 PAGES = 96
@@ -86,6 +88,33 @@ def test_where_the_last_copy_takes_long_both_give_way(long: bool, monkeypatch: p
     given = ["give_way"] if long else []
     assert source.calls[:4] == ["hold_handshakes", "pause", *given, "devices", "silence"][:4]
     assert target.calls[:4] == ["provision", "prepare", *given, "load", "take_network"][:4]
+
+
+def test_the_commit_is_stamped_before_what_follows_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target may have the guest before the source gets to say that it has given it away."""
+    monkeypatch.setattr(fake_hosts, "FakeClock", lambda: monotonic_ns)
+    ours: list[int] = []
+    is_ours = threading.Event()
+
+    class Owner(FakeTarget):
+        def owned(self) -> None:
+            ours.append(monotonic_ns())
+            is_ours.set()
+            super().owned()
+
+    source_channel, target_channel = channel_pair()
+    send = source_channel.send
+
+    def send_and_lose_the_processor(*messages: wire.Message) -> int:
+        sent = send(*messages)
+        if isinstance(messages[-1], wire.Commit):
+            assert is_ours.wait(15)
+        return sent
+
+    monkeypatch.setattr(source_channel, "send", send_and_lose_the_processor)
+    meeting = meet(guest(), Owner(), channels=(source_channel, target_channel))
+    (committed,) = [one for one in meeting.events if one.get("name") == "committed"]
+    assert committed["t_ns"] <= ours[0]
 
 
 def test_untouched_and_zero_pages_are_not_sent_as_data() -> None:
